@@ -16,7 +16,10 @@ TASKS = 10
 
 
 def config(size: str, learner: str, scheme: str, bfloat16: bool = False):
-    """Makes the config of a run with random weights, images of the networks' size and no augmentation."""
+    """Makes the config of a run with random weights and without augmentation.
+
+    Images have the networks' size.
+    """
     teacher, student, shared, own, batch = SIZES[size]
     made = base.default("cdl", data="glyph_mini", learner=learner, distill=scheme, teacher=teacher, student=student)
     for section in (made.teacher, made.student):
@@ -29,7 +32,10 @@ def config(size: str, learner: str, scheme: str, bfloat16: bool = False):
 
 
 def work(made, phase: str) -> roofline.Work:
-    """Of a step of the "teacher" or of the "student", or of the "evaluation" of a batch whose queries are known."""
+    """Returns the work of a step, or of the evaluation of a batch.
+
+    phase: "teacher", "student" or "evaluation". The queries of an evaluated batch are given and not counted.
+    """
     batch, size = made.train.batch_size, 2 if made.student.dtype == "bfloat16" else 4
     own, extra = keys(made, made.student.depth), 0
     if made.distill.name == "kd_token":
@@ -46,7 +52,10 @@ def work(made, phase: str) -> roofline.Work:
 
 
 def keys(made, depth: int) -> list[int]:
-    """Returns the number of keys that the learner's prompts add to each of `depth` blocks."""
+    """Returns the number of keys that the learner's prompts add to each block.
+
+    depth: number of blocks.
+    """
     learner = made.learner
     if learner.name == "l2p":
         brought = [learner.top_k * learner.length // 2] * (5 if learner.deep else 1)

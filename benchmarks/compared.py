@@ -1,4 +1,7 @@
-"""Both sides of the CDL cases: JAX and PyTorch, from the same weights and on the same batches."""
+"""Both sides of the CDL cases: JAX and PyTorch.
+
+Both start from the same weights and take the same batches.
+"""
 
 from dataclasses import replace
 
@@ -28,7 +31,11 @@ class JaxSide:
         return timing.now() - start
 
     def rows(self, phase: int, steps: int):
-        """Prepares the next batches for `seconds`; returns their rows, int32 `[steps, batch]`."""
+        """Prepares the next batches for `seconds`.
+
+        Returns:
+            Rows of the batches, int32 `[steps, batch]`.
+        """
         self.prepared[phase] = self.learning.batches(phase, steps)
         return np.stack([np.asarray(item["rows"]) for item, _ in self.prepared[phase]])
 
@@ -80,7 +87,11 @@ class TorchSide:
         return timing.now() - start
 
     def evaluate(self, test, batch: int):
-        """Evaluates a split; returns (logits `[2, images, classes]` of teacher and student, seconds)."""
+        """Evaluates a split.
+
+        Returns:
+            (logits `[2, images, classes]` of teacher and student, seconds).
+        """
         start, found = timing.now(), []
         for first in range(0, len(test), batch):
             rows = slice(first, first + batch)
@@ -96,7 +107,13 @@ class TorchSide:
 
 
 def use_bfloat16(precision: str) -> bool:
-    """Returns whether to compute in bfloat16; "auto" means on an accelerator. float32 applies to every product."""
+    """Returns whether to compute in bfloat16.
+
+    Otherwise every product is computed in float32.
+
+    Args:
+        precision: "float32", "bfloat16" or "auto", which means bfloat16 on an accelerator.
+    """
     import jax
 
     bfloat16 = precision == "bfloat16" or (precision == "auto" and jax.default_backend() != "cpu")
@@ -127,7 +144,7 @@ def both_sides(size: str, learner: str, scheme: str, variants, bfloat16: bool, t
 
 
 def tolerances(variants, bfloat16: bool) -> dict[str, float]:
-    """Returns the largest relative difference allowed between the losses of each variant and ours."""
+    """Returns the relative tolerance between the losses of each variant and ours."""
     return dict.fromkeys(variants, ROUGH if bfloat16 else EXACT)
 
 

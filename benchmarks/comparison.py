@@ -1,4 +1,7 @@
-"""Compares a step of a method with one phase to PyTorch, for the cases `okddip`, `dkt`, `vkd` and `detection`."""
+"""Compares a step of a method with one phase to PyTorch.
+
+The cases `okddip`, `dkt`, `vkd` and `detection` use this module.
+"""
 
 import numpy as np
 
@@ -50,7 +53,11 @@ def measure(what: str, config, make, options, per_learner: bool = False) -> dict
 
 
 def use_float32() -> bool:
-    """Computes products on a CPU in full float32; returns whether jax computes on an accelerator."""
+    """Computes products on a CPU in full float32.
+
+    Returns:
+        Whether jax computes on an accelerator.
+    """
     import jax
 
     accelerated = jax.default_backend() != "cpu"
@@ -60,7 +67,9 @@ def use_float32() -> bool:
 
 
 def timed(what: str, ours, prepared, peers, options, work: roofline.Work, share: int = 1) -> dict:
-    """Times both sides in turns once their losses agree; prints the table and returns its figures.
+    """Times both sides in turns; prints the table and returns its figures.
+
+    Timing starts once the losses of both sides agree.
 
     Args:
         what: name of the network or method in the table.
@@ -96,7 +105,10 @@ def timed(what: str, ours, prepared, peers, options, work: roofline.Work, share:
 
 
 def _arrays(split, rows):
-    """Returns (images, labels) of rows `[batch]`, or of rows `[batch, learners]` with the axis of learners first."""
+    """Returns (images, labels) of rows `[batch]` or `[batch, learners]`.
+
+    The axis of learners is the first axis of both.
+    """
     rows = rows.T if rows.ndim == 2 else rows
     return split.images[rows], split.labels[rows]
 

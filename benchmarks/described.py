@@ -1,7 +1,8 @@
-"""Compiles an experiment's steps for GPUs that are only described, on a machine without a GPU.
+"""Compiles an experiment's steps for GPUs that are only described.
 
-This needs CUDA's libraries, 5 GB, best in an environment of its own: pip install -r requirements-gpu.txt. The programs
-are the real ones, except that XLA chooses no kernel by timing it. Nothing is run.
+The machine needs no GPU. It needs CUDA's libraries, 5 GB, best in an environment of its own:
+pip install -r requirements-gpu.txt. The programs are the real ones, except that XLA chooses no kernel by timing it.
+Nothing is run.
 """
 
 import dataclasses
@@ -75,6 +76,9 @@ def compile_steps(config, data, card: kernels.Card, phases: Sequence[str] = ()) 
 
 
 def memory(step) -> dict[str, int]:
-    """Returns the bytes that a compiled step holds (arguments) and those that it works with, on each device."""
+    """Returns the bytes that a compiled step takes on each device.
+
+    `held`: bytes of the arguments. `work`: bytes that the step works with.
+    """
     sizes = step.memory_analysis()
     return {"held": sizes.argument_size_in_bytes, "work": sizes.temp_size_in_bytes}

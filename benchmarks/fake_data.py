@@ -1,4 +1,4 @@
-"""Fake images of any size for timing: noise with labels, the same in every process."""
+"""Fake images of any size for timing: noise with labels, equal in every process."""
 
 import numpy as np
 

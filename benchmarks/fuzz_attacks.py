@@ -1,4 +1,7 @@
-"""Files made to do harm, for the case `fuzz`: those that would run code, fill memory or disk, or write elsewhere."""
+"""Files made to do harm, for the case `fuzz`.
+
+They would run code, fill memory or disk, or write elsewhere.
+"""
 
 import gzip
 import io
@@ -34,7 +37,10 @@ def _numpy_descr(descr, shape, stored=b"", version=1):
 
 
 def _laughs(depth=60):
-    """Instructions for a tuple of two tuples of two tuples ..., small in the file, endless to walk."""
+    """Returns pickle instructions for a tuple of two tuples of two tuples and so on.
+
+    The tuple is small in the file and endless to walk.
+    """
     return b")" + b"q\x00" + b"".join(b"h%ch%c\x86q%c" % (i, i, i + 1) for i in range(depth))
 
 
@@ -140,14 +146,20 @@ def _tars() -> Iterator[tuple[str, bytes]]:
 
 
 def nested_once(content: bytes) -> bytes:
-    """An archive in an archive; by hand, since tarfile would copy it in many small pieces."""
+    """Returns an archive that contains an archive.
+
+    It is written by hand, because tarfile would copy the content in many small pieces.
+    """
     info = tarfile.TarInfo("a.tar")
     info.size = len(content)
     return info.tobuf(tarfile.GNU_FORMAT) + content + bytes(-len(content) % 512) + bytes(1024)
 
 
 def _gzip_bomb(header: bytes, size: int) -> bytes:
-    """`header` and `size` zero bytes, packed; without the checksum at the end, which no reader should get to."""
+    """Returns `header` and `size` zero bytes, packed without the checksum at the end.
+
+    No reader should reach the checksum.
+    """
     packer = zlib.compressobj(9, zlib.DEFLATED, -15)
     first = packer.compress(header) + packer.flush(zlib.Z_FULL_FLUSH)
     zeros = packer.compress(bytes(2**24)) + packer.flush(zlib.Z_FULL_FLUSH)  # the same bytes wherever it stands
@@ -155,7 +167,10 @@ def _gzip_bomb(header: bytes, size: int) -> bytes:
 
 
 def _bombs() -> Iterator[tuple[str, bytes]]:
-    """(name, packed archive) of 4 GiB of zeros, once as one of the files, once as the header of the next one."""
+    """Yields (name, packed archive) of 4 GiB of zeros or of two million members.
+
+    The zeros are one of the files, the header of the next file, or behind the end of the archive.
+    """
     for kind, name in (
         (tarfile.REGTYPE, "cifar-100-python/train"),
         (tarfile.REGTYPE, "elsewhere"),

@@ -1,4 +1,7 @@
-"""Checkpoints of a run for the case `fuzz`: a small sound one, each of whose files is damaged in its turn."""
+"""Checkpoints of a run for the case `fuzz`.
+
+Each file of a small sound checkpoint is damaged in its turn.
+"""
 
 import functools
 import re
@@ -41,7 +44,10 @@ def _record(step, task):
 
 
 def save(folder: Path) -> None:
-    """Writes the checkpoints of a run of two tasks, of which each state within a task is newer than the first task."""
+    """Writes the checkpoints of a run of two tasks.
+
+    Each state within a task is newer than the first task.
+    """
     from cdl_jax.runtime.checkpoint import Checkpoints
 
     with Checkpoints(folder) as checkpoints:
@@ -76,7 +82,10 @@ def _check(found, expected, what):
 
 
 def _resume(folder):
-    """Restores the newest sound checkpoint, as a resumed run does, and checks its record and arrays."""
+    """Restores the newest sound checkpoint, as a resumed run does.
+
+    The function checks the record and the arrays of the checkpoint, and returns its step.
+    """
     from cdl_jax.run import results
     from cdl_jax.runtime.checkpoint import Checkpoints
 
@@ -91,7 +100,10 @@ def _resume(folder):
 
 
 def _evaluate(folder):
-    """Restores the last task as `--mode eval` does, which changes nothing and uses no earlier checkpoint."""
+    """Restores the last task, as `--mode eval` does.
+
+    This mode changes nothing and uses no earlier checkpoint.
+    """
     from cdl_jax.run import results
     from cdl_jax.runtime.checkpoint import Checkpoints
 
@@ -101,7 +113,10 @@ def _evaluate(folder):
 
 
 def _read(sound, path, folder):
-    """Both, with the file at `path` instead of the intact one; a refusal of either is one of both."""
+    """Evaluates and resumes a run with a damaged file at `path`.
+
+    `file` in `folder` replaces the intact file. A refusal of either use is a refusal of both.
+    """
     content, run = (folder / "file").read_bytes(), folder / "run"
     shutil.copytree(sound, run)
     (run / path).write_bytes(content)
@@ -121,9 +136,10 @@ def _read(sound, path, folder):
 
 @functools.cache
 def kinds() -> dict[str, Kind]:
-    """A kind for each file of the newest checkpoints and of the frozen weights, "checkpoint of a run: <file>".
+    """Returns a kind for each file of the newest checkpoints and the frozen weights.
 
-    A process of its own writes the sound ones: those that read damaged ones are forked off, where jax must not run yet.
+    The name of a kind is "checkpoint of a run: <file>". A process of its own writes the sound ones: those that read
+    damaged ones are forked off, where jax must not run yet.
     """
     _kept.append(tempfile.TemporaryDirectory())
     sound = Path(_kept[-1].name)
@@ -139,7 +155,10 @@ def kinds() -> dict[str, Kind]:
 
 
 def crafted() -> Iterator[tuple[str, str, bytes]]:
-    """(kind, name, file) of files made to do harm, instead of the JSON files of a checkpoint."""
+    """Yields (kind, name, file) of files made to do harm.
+
+    Each replaces a JSON file of a checkpoint.
+    """
     deep = [("lists nested a million deep", b"[" * 10**6), ("a number of ten million digits", b"9" * 10**7)]
     plain = [(what, what.encode()) for what in ("", "[]", "null", "{}", "NaN", '"text"', "\ufeff{}")]
     for name, kind in kinds().items():

@@ -1,4 +1,4 @@
-"""Inputs of the case `fuzz`: small valid files of each kind, ways to damage them, and files made to do harm."""
+"""Inputs of the case `fuzz`: small valid files of each kind, and their damage."""
 
 import gzip
 import hashlib
@@ -68,7 +68,10 @@ def zipped(files, compression=zipfile.ZIP_STORED) -> bytes:
 
 
 def mended(content: bytes) -> bytes:
-    """A damaged tar archive whose headers have right checksums, so that what they say is believed."""
+    """Returns a damaged tar archive whose headers have right checksums.
+
+    Readers then accept the values in the headers.
+    """
     content = bytearray(content)
     for at in range(0, len(content) - 511, 512):
         if content[at + 257 : at + 262] == b"ustar":
@@ -302,7 +305,10 @@ _ODD = (
 
 
 def damaged(content: bytes, draw: random.Random) -> bytes:
-    """`content` after one to four edits: bits flipped, bytes put in their place or between, parts cut or repeated."""
+    """Returns `content` after one to four random edits.
+
+    An edit flips a bit, replaces or inserts bytes, cuts a part, or repeats a part.
+    """
     content = bytearray(content)
     for _ in range(draw.choice((1, 1, 1, 2, 4))):
         at, length = draw.randrange(len(content) + 1), draw.choice((1, 2, 4, 8, 64, 512))

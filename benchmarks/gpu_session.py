@@ -1,11 +1,12 @@
-"""Measures on a GPU in a few minutes what the documents leave open, the most important first.
+"""Measures on a GPU in a few minutes what the documents leave open.
 
     bash benchmarks/gpu.sh [--out FILE.jsonl] [--seconds 480] [--only steps_b_s ...]
     python -m benchmarks.gpu_session --rehearse          # every section with tiny sizes, on any device
 
-Each section is a case of `benchmarks.run` in a process of its own, with a time limit. Its result is a line of JSON,
-written when the section ends. So a machine that is taken away costs the sections that are left. A section that fails or
-takes too long leaves its output and the reason. Sections against PyTorch are left out where PyTorch is missing.
+The most important section is first. Each section is a case of `benchmarks.run` in a process of its own, with a time
+limit. Its result is a line of JSON, written when the section ends. So a machine that is taken away costs the sections
+that are left. A section that fails or takes too long leaves its output and the reason. Sections against PyTorch are
+left out where PyTorch is missing.
 """
 
 import argparse
@@ -133,7 +134,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def probe() -> tuple[str, str, bool]:
-    """Returns jax's backend and the name of its device, and whether PyTorch is installed.
+    """Returns jax's backend, its device's name, and whether PyTorch is installed.
 
     A process of its own reads them, so that this one takes no memory of the GPU.
 
@@ -223,7 +224,9 @@ def modelled_ms(file: Path, card: str) -> dict[str, float]:
 
 
 def summary(result: dict) -> str:
-    """Returns a line about a result, for steps with modelled and measured milliseconds.
+    """Returns a line about a result, and a table of its steps if it has steps.
+
+    The table has the measured and the modelled milliseconds of each step.
 
     >>> summary({"section": "calls", "status": "left out", "seconds": 0, "reason": "no time is left"})
     'calls: left out after 0 s: no time is left'

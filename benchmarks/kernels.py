@@ -129,7 +129,10 @@ class Collective:
     devices: int
 
     def seconds(self, card: Card) -> float:
-        """Returns the modelled time: that of a ring, in which a card sends (n - 1) / n of the arrays, or twice so."""
+        """Returns the modelled time, that of a ring.
+
+        A card sends (n - 1) / n of the arrays, or twice as much in an "all-reduce".
+        """
         passes = 2 if self.kind == "all-reduce" else 1
         return card.latency + passes * self.bytes * (self.devices - 1) / self.devices / card.link
 
@@ -179,10 +182,12 @@ def kernels(program: str) -> list[Kernel]:
 
 
 def schedule(program: str, devices: int = 1) -> list[Kernel | Collective | End]:
-    """Returns the kernels of a compiled program's text, the starts of its collectives and their ends, in their order.
+    """Returns the kernels of a compiled program, and starts and ends of collectives.
+
+    The list has the order of the program.
 
     Args:
-      program: the text.
+      program: text of the compiled program.
       devices: number of cards for which it is compiled. A sum over some of them is taken for one over all.
     """
     computations, entry = _parse(program)
@@ -190,7 +195,9 @@ def schedule(program: str, devices: int = 1) -> list[Kernel | Collective | End]:
 
 
 def waiting_seconds(events: list[Kernel | Collective | End], card: Card) -> float:
-    """Returns the modelled time in which a card only waits for collectives, in one run of a program.
+    """Returns the modelled time in which a card only waits for collectives.
+
+    The time is in seconds, of one run of a program.
 
     Args:
       events: result of `schedule`.
@@ -253,7 +260,10 @@ def _events(computations, name, devices) -> Iterator[Kernel | Collective | End]:
 
 
 def _exchange(instructions, instruction, devices) -> Iterator[Collective | End]:
-    """Yields the start of a collective, its end, or both of one that nothing runs beside."""
+    """Yields the start of a collective, its end, or both.
+
+    A collective that nothing runs beside has both.
+    """
     if instruction.opcode.endswith("-done"):
         yield End(instruction.operands[0])
         return

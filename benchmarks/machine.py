@@ -1,4 +1,4 @@
-"""Conditions of a figure beside the program: the machine, its processors or GPU, and versions."""
+"""Conditions of a figure: the machine, its processors or GPU, and versions."""
 
 import os
 import platform
@@ -8,9 +8,10 @@ from pathlib import Path
 
 
 def describe() -> dict:
-    """Processor, how many of it this process may use, the device that jax computes on, and versions.
+    """Returns the processor, its usable cores, load, versions, commit and device.
 
-    The device of jax is read only if a case has imported jax.
+    `cores` is the number of cores that this process may use. The device is that of jax, read only if a case has
+    imported jax.
     """
     from cdl_jax.run import workdir
 

@@ -1,8 +1,9 @@
-"""Operations and bytes of the work, what the device can do at most, and how much of that a measured time is.
+"""Operations and bytes of the work, and the most that the device can do.
 
-Counted are the matrix products, which are all but a few percent of the operations of a Transformer: two operations a
-multiply-add. Bytes are those of a program that reads the operands of each product once, writes its result once, keeps
-the scores of an attention on the chip and fuses all else into the products.
+A measured time gives the share of this maximum that the work reaches. Counted are the matrix products, which are all
+but a few percent of the operations of a Transformer: two operations a multiply-add. Bytes are those of a program that
+reads the operands of each product once, writes its result once, keeps the scores of an attention on the chip and fuses
+all else into the products.
 """
 
 from dataclasses import dataclass
@@ -23,7 +24,14 @@ def attention(batch: int, queries: int, keys: int, dim: int, size: int = 4) -> W
 
 
 def block(options, batch: int, tokens: int, prompts: int, size: int = 4) -> tuple[Work, Work]:
-    """(dense layers, attention) of a Transformer block, forward. prompts: keys beside those of the tokens."""
+    """Returns the work of the forward pass of a Transformer block.
+
+    Args:
+      prompts: number of keys beside those of the tokens.
+
+    Returns:
+      (work of the dense layers, work of the attention).
+    """
     dim, hidden, rows = options.dim, int(options.dim * options.mlp_ratio), batch * tokens
     shapes = ((dim, 3 * dim), (dim, dim), (dim, hidden), (hidden, dim))
     dense = sum((product(rows, inner, out, size) for inner, out in shapes), Work())
@@ -31,7 +39,12 @@ def block(options, batch: int, tokens: int, prompts: int, size: int = 4) -> tupl
 
 
 def forward(options, batch: int, extra: int = 0, prompts=(), size: int = 4) -> Work:
-    """A ViT's forward pass. extra: tokens beside class token and patches. prompts: additional keys, layer by layer."""
+    """Returns the work of a ViT's forward pass.
+
+    Args:
+      extra: number of tokens beside class token and patches. Default: 0.
+      prompts: number of additional keys of each layer. Default: none.
+    """
     patches = (options.image_size // options.patch_size) ** 2
     total = product(batch * patches, 3 * options.patch_size**2, options.dim, size)
     for layer in range(options.depth):
@@ -42,10 +55,10 @@ def forward(options, batch: int, extra: int = 0, prompts=(), size: int = 4) -> W
 
 
 def training(options, batch: int, extra: int = 0, prompts=(), size: int = 4) -> Work:
-    """Forward and backward pass of a ViT whose weights are frozen, with something to train ahead of its first block.
+    """Returns the work of a forward and backward pass of a ViT with frozen weights.
 
-    Backward a dense layer costs one product (the gradient of its input, none of its weight), an attention two for each
-    of its two.
+    The trained parameters lie ahead of its first block. Backward a dense layer costs one product (the gradient of its
+    input, none of its weight), an attention two for each of its two.
     """
     patches = (options.image_size // options.patch_size) ** 2
     total = forward(options, batch, extra, prompts, size)
@@ -58,8 +71,12 @@ def training(options, batch: int, extra: int = 0, prompts=(), size: int = 4) -> 
 
 @dataclass(frozen=True)
 class Ceiling:
-    """flops: operations a second of a large matrix product. bandwidth: bytes a second of a large copy, read and
-    written."""
+    """The most that a device can do.
+
+    Attributes:
+      flops: operations a second of a large matrix product.
+      bandwidth: bytes a second of a large copy, read and written.
+    """
 
     flops: float
     bandwidth: float

@@ -42,7 +42,9 @@ def alternate(ways: Mapping[str, Callable[[], float]], rounds: int) -> dict[str,
 
 
 def summary(values: list[float]) -> dict:
-    """Returns `{"median", "q1", "q3", "rounds"}` of measurements; quartiles by linear interpolation.
+    """Returns `{"median", "q1", "q3", "rounds"}` of measurements.
+
+    Quartiles are computed by linear interpolation.
 
     >>> summary([1.0, 2.0, 3.0])
     {'median': 2.0, 'q1': 1.5, 'q3': 2.5, 'rounds': 3}
@@ -54,7 +56,10 @@ def summary(values: list[float]) -> dict:
 
 
 def compare(found: Mapping[str, list[float]], base: str) -> dict[str, dict]:
-    """Returns the `summary` of each function, and `ratio`: its median over the median of `base`."""
+    """Returns the `summary` of each function, and its `ratio`.
+
+    `ratio` is the median of the function over the median of `base`.
+    """
     summaries = {name: summary(values) for name, values in found.items()}
     return {name: {**one, "ratio": one["median"] / summaries[base]["median"]} for name, one in summaries.items()}
 

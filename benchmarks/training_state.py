@@ -1,4 +1,4 @@
-"""The JAX side of every case: the program of a run in its first task, one step at a time."""
+"""The JAX side of every case: a run's program in its first task, step by step."""
 
 import dataclasses
 
@@ -45,7 +45,11 @@ class TrainingState:
         return self.steps.train_step(index)
 
     def batches(self, index: int, count: int) -> list:
-        """Puts the next `count` batches of a phase on the device, as `(item, position)`; repeats after the last."""
+        """Puts the next `count` batches of a phase on the device.
+
+        Returns:
+            `(item, position)` of each batch. The batches repeat after the last one.
+        """
         phase, items = self.phases[index], []
         each = self.experiment.steps_per_epoch(self.task, phase)
         total = each * self.experiment.epochs(self.task, phase)
@@ -59,7 +63,10 @@ class TrainingState:
         return jax.block_until_ready(items)
 
     def seconds(self, index: int, batches) -> float:
-        """Trains on `batches`, or on as many as an integer gives; returns the seconds and updates the state."""
+        """Trains on batches and updates the state; returns the seconds.
+
+        batches: result of `batches`, or the number of the next batches.
+        """
         if isinstance(batches, int):
             batches = self.batches(index, batches)
         step, data, seed = self.compile(index), self.steps.train_loader.data, self.experiment.seed

@@ -23,7 +23,10 @@ def load(folder: "str | os.PathLike", seed: "int | None" = None) -> "Run":
 
 
 def train(config: "ConfigDict | str", workdir: "str | os.PathLike") -> "Run":
-    """Trains a config in a working directory, or resumes its run; see `cdl_jax.run.api.train`."""
+    """Trains a config in a working directory, or resumes its run.
+
+    See `cdl_jax.run.api.train`.
+    """
     from cdl_jax.run import api
 
     return api.train(config, workdir)

@@ -1,4 +1,6 @@
-"""Configs: defaults, arguments after the colon, checks with one-line errors, and the keys that bind a resumed run.
+"""Configs: defaults, arguments, checks, and the keys that bind a resumed run.
+
+Arguments follow the colon of `--config file.py:key=value`. Checks raise one-line errors.
 
 A config file is a short program:
 
@@ -144,7 +146,10 @@ OPTIONS = {
 
 
 class Config(ml_collections.ConfigDict):
-    """A ConfigDict that accepts values of Python, NumPy and pathlib and converts them to the type of the option."""
+    """A ConfigDict that converts a value to the type of its option.
+
+    Values of Python, NumPy and pathlib are accepted.
+    """
 
     def __init__(self, tree=(), type_safe=True, prefix=""):
         super().__init__(type_safe=type_safe)
@@ -188,7 +193,10 @@ def _convert(path, value, old):
 
 
 def _has_type(value, default):
-    """Returns whether a value has the type of an option's default; a number without a point may be a float."""
+    """Returns whether a value has the type of an option's default.
+
+    A number without a point may be a float.
+    """
     kinds = {float: (float, int), tuple: (tuple, list), list: (tuple, list)}.get(type(default), type(default))
     if isinstance(value, tuple | list) and not all(
         isinstance(item, int | float | str | tuple | list) for item in value
@@ -205,7 +213,10 @@ def _section_error(path, value, section):
 
 
 def _to_python(value):
-    """Converts NumPy scalars and arrays to numbers and tuples, paths to text and lists to tuples."""
+    """Converts a value of NumPy, pathlib or Python to numbers, text and tuples.
+
+    NumPy scalars become numbers, NumPy arrays and lists become tuples, and paths become text.
+    """
     if isinstance(value, np.generic | np.ndarray):
         value = value.tolist()
     if isinstance(value, os.PathLike):
@@ -264,7 +275,10 @@ def default(method: str, *, data: str, **choices: str) -> ml_collections.ConfigD
 
 
 def _declare(method, data, **choices):
-    """Returns the declarations of all options, as nested dicts; the arguments are those of `default`."""
+    """Returns the declarations of all options, as nested dicts.
+
+    The arguments are those of `default`.
+    """
     source, module = plugins.load_plugin("data.sources", data), plugins.load_plugin("methods", method)
     known = inspect.signature(module.defaults).parameters
     for name in choices:
@@ -281,7 +295,11 @@ def _declare(method, data, **choices):
 
 
 def _check_own_sections(own, what):
-    """Raises UserError if the `defaults` of a user's method return something else than sections of options."""
+    """Checks that the `defaults` of a user's method return sections of options.
+
+    Raises:
+      UserError: they return something else, or the default of an option is not permitted.
+    """
     sections = own.values() if isinstance(own, Mapping) else [own]
     if wrong := [value for value in sections if not isinstance(value, Mapping)]:
         where = f" in {next(key for key in own if own[key] is wrong[0])!r}" if isinstance(own, Mapping) else ""
@@ -315,7 +333,9 @@ def declared(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 
 def check_keys(config: ml_collections.ConfigDict) -> None:
-    """Checks that a config has the keys of its method, data source, learner, scheme and networks.
+    """Checks that a config has the keys of its plug-ins.
+
+    These are its method, data source, learner, scheme and networks.
 
     Raises:
       UserError: a key is unknown, with a suggestion, an option is missing, or a choice does not fit the others.
@@ -366,7 +386,7 @@ def check_keys(config: ml_collections.ConfigDict) -> None:
 
 
 def _check_structure(config, rebuilt, exempt, prefix=""):
-    """Raises UserError where one value stands for a section, or a section for one value."""
+    """Raises UserError where a value stands for a section, or a section for a value."""
     for key, value in rebuilt.items():
         path = f"{prefix}{key}"
         if key not in config or f"{path}.".startswith(exempt):
@@ -381,7 +401,10 @@ def _check_structure(config, rebuilt, exempt, prefix=""):
 
 
 def _check_empty_sections(config, rebuilt, exempt, prefix=""):
-    """Raises UserError for an unknown section, which has no keys that the comparison of keys finds if it is empty."""
+    """Raises UserError for an unknown section.
+
+    An empty section has no keys, so the comparison of keys does not find it.
+    """
     for key, value in config.items():
         path = f"{prefix}{key}"
         if not hasattr(value, "items") or f"{path}.".startswith(exempt):
@@ -439,7 +462,9 @@ def _refuses(call, **options):
 
 
 def with_source(config: ml_collections.ConfigDict, name: str) -> ml_collections.ConfigDict:
-    """Returns a copy of a config with another data source, whose options have their default values.
+    """Returns a copy of a config with another data source.
+
+    The options of the new source have their default values.
 
     Args:
       config: a ConfigDict.
@@ -455,7 +480,9 @@ def with_source(config: ml_collections.ConfigDict, name: str) -> ml_collections.
 
 
 def with_defaults(stored: dict) -> dict:
-    """Returns a stored config completed by the defaults of options that an earlier version did not have.
+    """Returns a stored config completed by the defaults of later options.
+
+    The earlier version that stored the config did not have these options.
 
     Args:
       stored: the config of a run as nested dicts.
@@ -474,7 +501,9 @@ def with_defaults(stored: dict) -> dict:
 
 
 def copy_with_tuples(tree: Any) -> Any:
-    """Copies nested dicts, and converts lists to tuples, which a ConfigDict treats as values.
+    """Copies nested dicts, and converts lists to tuples.
+
+    A ConfigDict treats tuples as values.
 
     >>> copy_with_tuples({"a": {"b": [1, 2]}})
     {'a': {'b': (1, 2)}}
@@ -513,7 +542,9 @@ def seeds_of(config: ml_collections.ConfigDict) -> tuple[int, ...]:
 
 
 def is_resumable(key: str) -> bool:
-    """Returns whether a run may be resumed with another value of a key, as it changes neither weights nor metrics.
+    """Returns whether a run may be resumed with another value of a key.
+
+    Such a key changes neither weights nor metrics.
 
     >>> is_resumable("devices"), is_resumable("seed")
     (True, False)
@@ -534,7 +565,9 @@ def _options_of_any_method():
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flattens a config or nested dicts to `{"section.key": value}`, with tuples converted to lists, as in JSON.
+    """Flattens a config or nested dicts to `{"section.key": value}`.
+
+    Tuples become lists, as in JSON.
 
     >>> flatten({"train": {"epochs": 20}, "seeds": (0, 1)})
     {'train.epochs': 20, 'seeds': [0, 1]}

@@ -20,7 +20,10 @@ _PACKAGE = Path(__file__).parent
 
 
 def configs_folder() -> Path:
-    """Returns the folder of the shipped configs: `configs/` beside the package, or inside an installed package."""
+    """Returns the folder of the shipped configs.
+
+    It is `configs/` beside the package, or inside an installed package.
+    """
     inside = _PACKAGE / "configs"
     return inside if inside.is_dir() else _PACKAGE.parent / "configs"
 
@@ -31,9 +34,9 @@ def shipped_configs() -> dict[str, Path]:
 
 
 def split_arguments(text: str) -> tuple[str, str]:
-    """Splits a value of --config into the config file and its arguments, which follow a colon.
+    """Splits a value of --config into the config file and its arguments.
 
-    A path may contain colons: the longest part before a colon that is a file counts.
+    The arguments follow a colon. A path may contain colons: the longest part before a colon that is a file counts.
 
     >>> split_arguments("quickstart:distill=none,seed=3")
     ('quickstart', 'distill=none,seed=3')
@@ -127,9 +130,13 @@ def load_config(path: Path, arguments: str) -> "ml_collections.ConfigDict":
 
 
 def _check_tree(config, what, prefix=""):
-    """Raises UserError if a key is not the name of an option, or an option has neither a value nor a default.
+    """Checks that keys are names of options, and that options have values.
 
     what: the source of the config, for messages.
+
+    Raises:
+      UserError: a key is not the name of an option, an option has neither a value nor a default, or a section is a dict
+        instead of a ConfigDict.
     """
     import ml_collections
 
@@ -151,6 +158,9 @@ def _check_tree(config, what, prefix=""):
 
 
 def summary(path: Path) -> str:
-    """Returns the first line of the docstring of a Python file, without importing the file."""
+    """Returns the first line of the docstring of a Python file.
+
+    The file is not imported.
+    """
     text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
     return text.split("\n", 1)[0]

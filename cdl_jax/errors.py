@@ -6,7 +6,9 @@ from cdl_jax.runtime.console import one_line
 
 
 class UserError(Exception):
-    """A mistake that the user can correct: a wrong option, a missing file, damaged data.
+    """A mistake that the user can correct.
+
+    Examples are a wrong option, a missing file and damaged data.
 
     The message is one line: what is wrong, where, and what to do. The command line prints it without a traceback and
     exits with code 2.
@@ -38,7 +40,9 @@ class MissingWeightsError(MissingFileError):
 
 
 def one_line_traceback(error: BaseException, path: str) -> str:
-    """Returns the place and the text of an error in a user's file, to follow the path in a message.
+    """Returns the place and the text of an error in a user's file.
+
+    The result follows the path in a message.
 
     Args:
       error: an error that was raised while the file was executed.

@@ -315,7 +315,7 @@ def _writing(folder):
 
 
 def _check_space(folder, required):
-    """Raises UserError before the download if the disk has less than the required bytes."""
+    """Raises UserError if the disk has less than the bytes that a download needs."""
     free = shutil.disk_usage(folder).free
     if free < required:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Losses and class masks of all methods, and the context in which they are computed."""
+"""Losses and class masks of all methods, and the context of their computation."""
 
 from collections.abc import Mapping
 
@@ -21,7 +21,9 @@ _TEMPERATURES = (0.01, 1000.0)
 
 @struct.dataclass
 class Context:
-    """The position of a step in the run. All fields are arrays, so that all tasks share one compilation.
+    """The position of a step in the run.
+
+    All fields are arrays, so that all tasks share one compilation.
 
     Attributes:
       task: int32, index of the current task.
@@ -55,7 +57,11 @@ class Context:
         return (columns >= self.first) & (columns < self.end)
 
     def seen(self, num_classes: int) -> jax.Array:
-        """Returns the mask of the classes of the current and all earlier tasks, bool `[num_classes]`."""
+        """Returns the mask of the classes of the current and all earlier tasks.
+
+        Returns:
+          bool `[num_classes]`.
+        """
         return jnp.arange(num_classes) < self.end
 
     def all(self, num_classes: int) -> jax.Array:
@@ -73,7 +79,10 @@ class Context:
 
     @staticmethod
     def dummy() -> "Context":
-        """Returns a context of one class at step 0, for the shapes of variables and outputs."""
+        """Returns a context of one class at step 0.
+
+        The context serves to compute the shapes of variables and outputs.
+        """
         zero = jnp.zeros((), jnp.int32)
         return Context(
             task=zero, first=zero, end=zero + 1, epoch=zero, step=zero, progress=jnp.float32(0), key=jax.random.key(0)
@@ -110,7 +119,9 @@ def mask_classes(logits: jax.Array, mask: jax.Array) -> jax.Array:
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> jax.Array:
-    """Computes the mean cross-entropy `mean_b -log softmax(logits_b)[label_b]` over the classes of a mask.
+    """Computes the mean cross-entropy over the classes of a mask.
+
+    The loss is `mean_b -log softmax(logits_b)[label_b]`.
 
     Args:
       logits: `[batch, classes]`.
@@ -129,7 +140,9 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> jax.
 
 
 def soft_cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
-    """Computes the mean cross-entropy with soft targets, `mean_b -sum_c q_bc log softmax(logits_b)_c`.
+    """Computes the mean cross-entropy with soft targets.
+
+    The loss is `mean_b -sum_c q_bc log softmax(logits_b)_c`.
 
     Args:
       logits: `[batch, classes]`.
@@ -158,10 +171,11 @@ def kl_divergence(
 def kl_divergences(
     student_logits: jax.Array, teacher_logits: jax.Array, mask: jax.Array, temperature: float
 ) -> jax.Array:
-    """Computes the Kullback-Leibler divergence `sum_c p_t log(p_t / p_s)` of each image.
+    """Computes the Kullback-Leibler divergence of each image.
 
-    The probabilities are `p = softmax(logits / temperature)` over the classes of the mask. The divergence is not
-    multiplied by the squared temperature.
+    The divergence of the student s from the teacher t is `sum_c p_t log(p_t / p_s)`. The probabilities are
+    `p = softmax(logits / temperature)` over the classes of the mask. The divergence is not multiplied by the squared
+    temperature.
 
     Args:
       student_logits: `[batch, classes]`.

@@ -197,10 +197,11 @@ def parse(argv: list[str]) -> SimpleNamespace:
 
 
 def _load_config(argv, parent):
-    """Returns the command line without --config, the config before overrides, and a folder.
+    """Returns the command line without --config, the config, and a folder.
 
-    The config is that of --config, else that of the run in --from or --workdir. The folder is the working directory of
-    a command without --workdir; None if no config file determines it.
+    The config is that of --config, else that of the run in --from or --workdir. Overrides are not applied yet, except
+    for the data source. The folder is the working directory of a command without --workdir; None if no config file
+    determines it.
 
     Raises:
       UserError: there is no such config or run.
@@ -222,7 +223,11 @@ def _load_config(argv, parent):
 
 
 def _check_mode(values, parent):
-    """Raises UserError if the mode is unknown or lacks a flag, or a flag belongs to another mode."""
+    """Checks that the flags of a command fit its mode.
+
+    Raises:
+      UserError: the mode is unknown or lacks a flag, or a flag is empty or belongs to another mode.
+    """
     from cdl_jax.errors import UserError
     from cdl_jax.plugins import did_you_mean
 
@@ -245,7 +250,9 @@ def _check_mode(values, parent):
 
 
 def default_workdir(path: Path, arguments: str) -> str:
-    """Returns the working directory of a command without --workdir: `runs/<config>[-<arguments>]`.
+    """Returns the working directory of a command without --workdir.
+
+    It is `runs/<config>[-<arguments>]`.
 
     Args:
       path: the config file.
@@ -300,7 +307,9 @@ def _load_stored_config(flag, workdir):
 
 
 def _parse_flags(argv, config):
-    """Returns the values of the flags of a command line, without a change of absl's global flags.
+    """Returns the values of the flags of a command line.
+
+    absl's global flags are not changed.
 
     Args:
       argv: the command line without --config.
@@ -343,9 +352,13 @@ def _parse_flags(argv, config):
 
 
 def _check_overrides(argv, keys):
-    """Raises UserError for an override of an unknown key, or of a tuple by a value of another kind.
+    """Checks the overrides of a command line.
 
     keys: the flat config.
+
+    Raises:
+      UserError: an override is of an unknown key, of a section, or of a tuple by a value of another kind, or negates a
+        key that is not true or false.
     """
     from cdl_jax.errors import UserError
     from cdl_jax.plugins import did_you_mean
@@ -371,7 +384,10 @@ def _check_overrides(argv, keys):
 
 
 def _flag_value(argv, flag):
-    """Returns the value of a flag, None if it is absent, without absl, whose errors have many lines."""
+    """Returns the value of a flag, None if it is absent.
+
+    absl is not used, because its errors have many lines.
+    """
     for word, next_word in zip(argv[1:], [*argv[2:], None], strict=False):
         if word in (f"--{flag}", f"-{flag}"):
             return next_word
@@ -465,7 +481,10 @@ def _run(options, handler):
 
 
 def _check_weight_paths(config):
-    """Raises UserError if weights have a path that no machine of this run can read; a local file may be missing."""
+    """Raises UserError if weights have a path that no machine of this run can read.
+
+    A local file may be missing.
+    """
     from cdl_jax.runtime import paths
 
     for key, value in _weight_files(config):
@@ -473,9 +492,9 @@ def _check_weight_paths(config):
 
 
 def _weight_files(config):
-    """Yields (key, value) of each option that names a file of weights outside of the package.
+    """Yields (key, value) of each option that names a file of weights.
 
-    Without a scheme there is no teacher, and its weights are not read.
+    Files of the package are left out. Without a scheme there is no teacher, and its weights are not read.
     """
     from cdl_jax import config as configs
 
@@ -487,9 +506,9 @@ def _weight_files(config):
 
 
 def _check_weights_are_named(experiment):
-    """Raises UserError if the command line empties the weights of a network that training would load.
+    """Raises UserError if the command line empties weights that training would load.
 
-    Some shipped configs leave them empty for the user's file. They are described without it.
+    Some shipped configs leave the weights of a network empty for the user's file. They are described without this file.
     """
     from cdl_jax.errors import UserError
 
@@ -506,9 +525,10 @@ def _check_weights_are_named(experiment):
 
 
 def _start_jax(options, folder):
-    """Starts jax. The first of several processes then prints the default working directory.
+    """Starts jax.
 
-    A single process prints it before jax is loaded. Several processes get their numbers from jax.
+    The first of several processes then prints the default working directory. A single process prints it before jax is
+    loaded. Several processes get their numbers from jax.
     """
     from cdl_jax.runtime import distributed
 
@@ -526,9 +546,10 @@ def _print_workdir(options, folder):
 
 
 def fetch_missing(config: "ml_collections.ConfigDict") -> None:
-    """Downloads the missing data set and weights of a config, if `cdl_jax.fetch` provides them.
+    """Downloads the missing data set and weights of a config.
 
-    The run reports other mistakes, such as a damaged archive, or a teacher's run instead of a file of weights.
+    The files are those that `cdl_jax.fetch` provides. The run reports other mistakes, such as a damaged archive, or a
+    teacher's run instead of a file of weights.
 
     Raises:
       UserError: a download failed.

@@ -63,10 +63,10 @@ NO_STEP = Optimizer(optax.identity(), optax.constant_schedule(0.0))
 
 
 def cdl_cosine(learning_rate: float, epochs: int) -> optax.Schedule:
-    """Returns the schedule of the CDL program, `lr cos(99 pi max(0, e - 1) / (200 (epochs - 1)))`.
+    """Returns the schedule of the CDL program.
 
-    e is the index of the epoch. The first two epochs both have the full rate. A single epoch has the full rate too (the
-    program divides by zero there).
+    The rate is `lr cos(99 pi max(0, e - 1) / (200 (epochs - 1)))`. e is the index of the epoch. The first two epochs
+    both have the full rate. A single epoch has the full rate too (the program divides by zero there).
 
     Args:
       learning_rate: lr.
@@ -150,7 +150,9 @@ def build(options: ConfigDict, epochs: int) -> Optimizer:
 
 
 def scale_rates(optimizer: Optimizer, factor: Callable[[tuple[str, ...]], float]) -> Optimizer:
-    """Multiplies the learning rate of each leaf by a factor; decoupled weight decay is multiplied too.
+    """Multiplies the learning rate of each leaf by a factor.
+
+    Decoupled weight decay is multiplied too.
 
     Args:
       optimizer: of all leaves.

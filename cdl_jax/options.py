@@ -89,7 +89,9 @@ class Option:
         return "any number" if upper is None else f"{'at most' if self.below is None else 'below'} {upper:g}"
 
     def problem(self, value: Any) -> str:
-        """Returns what is wrong with a value, to follow `config.key=value` in a message; empty if it is valid.
+        """Returns what is wrong with a value; empty if the value is valid.
+
+        The text follows `config.key=value` in a message.
 
         >>> Option(1.0, above=0).problem(0.0), Option("a", choices=("a", "b")).problem("b")
         (' must be above 0', '')
@@ -160,7 +162,9 @@ def change_defaults(declared: Mapping[str, Any], **changes: Any) -> dict[str, An
 
 
 def check(declared: Mapping[str, Any], values: Mapping[str, Any], section: str = "") -> None:
-    """Checks values by their declarations. Values without a declaration are not checked.
+    """Checks values by their declarations.
+
+    Values without a declaration are not checked.
 
     Args:
       declared: options by name; sections are dicts.

@@ -1,4 +1,4 @@
-"""Finds plug-ins by name, checks their contracts, and suggests names for mistyped ones.
+"""Finds plug-ins by name, checks contracts, and suggests names for mistyped ones.
 
 A plug-in is a file of a plug-in folder, except `__init__.py`, `base.py` and files with a leading underscore. Helpers of
 plug-ins are in subfolders.
@@ -106,7 +106,9 @@ _SYNONYMS = {
 
 
 def list_plugins(folder: str) -> list[str]:
-    """Returns the sorted names of the plug-ins in `cdl_jax.<folder>`, without importing them.
+    """Returns the sorted names of the plug-ins in `cdl_jax.<folder>`.
+
+    The plug-ins are not imported.
 
     Args:
       folder: one of the folders in `_CONTRACTS`, such as "distill" or "models.learners".
@@ -120,9 +122,10 @@ def list_plugins(folder: str) -> list[str]:
 
 
 def did_you_mean(word: str, known: Iterable[object]) -> str:
-    """Returns a hint for a mistyped word: the closest known word, then all known words if there are at most 30.
+    """Returns a hint for a mistyped word.
 
-    Case has no effect, and the section of a key may be missing. `_SYNONYMS` translates the words of other projects.
+    The hint is the closest known word, then all known words if there are at most 30. Case has no effect, and the
+    section of a key may be missing. `_SYNONYMS` translates the words of other projects.
 
     >>> did_you_mean("lr", ["optim.learning_rate", "seed"])
     "did you mean 'optim.learning_rate'? known: optim.learning_rate, seed"
@@ -151,9 +154,10 @@ def did_you_mean(word: str, known: Iterable[object]) -> str:
 
 
 def load_plugin(folder: str, name: str) -> ModuleType:
-    """Imports the plug-in `name` of a folder, or a user's module, and checks that it fulfills the folder's contract.
+    """Imports the plug-in `name` of a folder, or a user's module.
 
-    A new scheme or learner is therefore one new file, without registration.
+    A new scheme or learner is therefore one new file, without registration. A user's module is checked against the
+    contract of the folder.
 
     Args:
       folder: one of the folders in `_CONTRACTS`.
@@ -188,7 +192,10 @@ def load_plugin(folder: str, name: str) -> ModuleType:
 
 
 def _hint_for_file(name):
-    """Returns what to write instead of the path of a file, to follow the path in a message."""
+    """Returns what to write instead of the path of a file.
+
+    The text follows the path in a message.
+    """
     path = Path(os.path.relpath(name)).with_suffix("")
     if ".." in path.parts:
         package, file = Path(name).parent.name, path.name
@@ -201,7 +208,9 @@ def _hint_for_file(name):
 
 
 def optional_part(folder: str, name: str, part: str) -> Any:
-    """Returns a part that the plug-ins of a folder may define, None if the plug-in `name` does not define it.
+    """Returns a part that the plug-ins of a folder may define.
+
+    The result is None if the plug-in `name` does not define the part.
 
     Args:
       folder: a folder in `_OPTIONAL`.
@@ -220,10 +229,10 @@ def optional_part(folder: str, name: str, part: str) -> Any:
 
 
 def explain_error(error: BaseException) -> str | None:
-    """Returns one line for an error that was raised by a user's plug-in or its helpers, None for any other error.
+    """Returns one line for an error of a user's plug-in or its helpers.
 
-    The line has the last of the user's files in the traceback, its last line there, and the beginning of the error's
-    text.
+    The result is None for any other error. The line has the last of the user's files in the traceback, its last line
+    there, and the beginning of the error's text.
     """
     files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
     path = next(filter(_is_users_file, reversed(files)), None)
@@ -234,14 +243,19 @@ def explain_error(error: BaseException) -> str | None:
 
 
 def _is_users_file(path):
-    """Returns whether a file is a user's plug-in, or in the folder of one and not installed there."""
+    """Returns whether a file is a user's plug-in or a helper of one.
+
+    A helper is in the folder of a plug-in, and not installed there.
+    """
     folders = map(str, Path(path).parents)
     return path in _USER_FILES or ("site-packages" not in path and not _USER_FILES.isdisjoint(folders))
 
 
 @contextmanager
 def errors_in_one_line(path: str) -> Iterator[None]:
-    """Turns an error of the block, which runs a user's plug-in, into a `UserError` of one line.
+    """Turns an error of the block into a `UserError` of one line.
+
+    The block runs a user's plug-in.
 
     Args:
       path: the file of the plug-in.
@@ -280,7 +294,7 @@ def _import_user_module(name: str) -> ModuleType | None:
 
 
 def _check_contract(module, folder, name):
-    """Raises UserError where a user's module does not fulfill the contract of a folder."""
+    """Raises UserError where a user's module violates the contract of a folder."""
     contract = _CONTRACTS[folder]
     parts = " and ".join(part if arguments is None else f"{part}({arguments})" for part, arguments in contract.items())
     for part, arguments in contract.items():
@@ -297,7 +311,12 @@ def _check_contract(module, folder, name):
 
 
 def _check_part(module, part, value, arguments):
-    """Raises UserError where a part of a user's module is no dict, no function of `arguments`, or no permitted text."""
+    """Checks a part of a user's module.
+
+    Raises:
+      UserError: the part is no dict, no function of `arguments`, or no permitted text, or the default of an option is
+        not permitted.
+    """
     if isinstance(arguments, tuple):
         if value not in arguments:
             raise UserError(f"{module.__file__}: {part}={value!r}: use {' or '.join(map(repr, arguments))}")
@@ -357,7 +376,7 @@ def check_arguments(function: Callable, arguments: str, what: str = "a plug-in's
 
 
 def check_hooks(cls: type, base: type) -> None:
-    """Checks the names and arguments of what a user's class defines in addition to `base`.
+    """Checks the names and arguments of a user's class against those of `base`.
 
     Args:
       cls: a subclass of `base`.
@@ -386,7 +405,10 @@ def check_hooks(cls: type, base: type) -> None:
 
 
 def _check_hook(value, hook, what):
-    """Raises UserError where an overriding function cannot be called as `hook`, with its required arguments."""
+    """Raises UserError where an overriding function cannot be called as `hook`.
+
+    The call has the required arguments of `hook`.
+    """
     if isinstance(value, classmethod):
         return
     required = [p.name for p in inspect.signature(hook).parameters.values() if p.default is inspect.Parameter.empty]

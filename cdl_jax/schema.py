@@ -1,4 +1,6 @@
-"""Upgrades stored files of earlier versions: their schema numbers, and one table of former names.
+"""Upgrades stored files of earlier versions.
+
+The module has their schema numbers, and the tables of former names.
 
 config.json, results.json, analysis.json and the records of checkpoints have a key "schema". Files without this key have
 schema 1. A reader calls `upgrade`, so all other code handles the names of the newest schema alone.
@@ -144,7 +146,10 @@ def check(content: Mapping[str, Any], path: object = "") -> None:
 
 
 def _pop(options, key):
-    """Removes an option of a section, or one without a section, and returns its value; `_ABSENT` if there is none."""
+    """Removes an option and returns its value; `_ABSENT` if there is none.
+
+    key: "section.name", or the name of an option without a section.
+    """
     section, _, name = key.rpartition(".")
     tree = options.get(section) if section else options
     return tree.pop(name, _ABSENT) if isinstance(tree, dict) else _ABSENT
@@ -161,7 +166,10 @@ def _rename(tree, old, new):
 
 
 def _replace(tree: Any, parents: list[str], change: Callable[[Any], Any]) -> Any:
-    """Returns a tree in which the subtrees at a path are changed; paths that do not exist have no effect."""
+    """Returns a tree in which the subtrees at a path are changed.
+
+    A path that does not exist has no effect.
+    """
     if not parents:
         return change(tree)
     first, *rest = parents

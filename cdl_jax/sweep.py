@@ -259,7 +259,10 @@ def _grid_values(text: str) -> tuple[str, tuple[str, ...]]:
 
 
 def _split_values(text):
-    """Returns the parts of a text between commas outside of brackets; None if brackets are not balanced."""
+    """Returns the parts of a text between commas outside of brackets.
+
+    The result is None if brackets are not balanced.
+    """
     values, closing = [""], []
     for character in text:
         if character in _BRACKETS:
@@ -274,7 +277,10 @@ def _split_values(text):
 
 
 def _parsed(text):
-    """Returns a value in a form in which equal numbers are equal, such as 1e-3 and 0.001."""
+    """Returns a value in a form in which equal numbers are equal.
+
+    Examples are 1e-3 and 0.001.
+    """
     try:
         value = ast.literal_eval(text.strip())
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):

@@ -1,4 +1,6 @@
-"""An online blurry stream (i-Blurry-50-10): each image once, half of the classes disjoint, 10% of the others dealt out.
+"""An online blurry stream (i-Blurry-50-10): each image once.
+
+Half of the classes are disjoint. 10% of the images of each other class are dealt out to all tasks.
 
     python -m cdl_jax.main --config configs/blurry.py --workdir runs/blurry
     python -m cdl_jax.main --config configs/blurry.py:data=cifar100,sizes=random --fetch

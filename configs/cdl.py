@@ -1,4 +1,6 @@
-"""Any result of the CDL papers' tables (arXiv 2407.13911), on Split CIFAR-100 or Split ImageNet-R, 10 tasks.
+"""Any result of the CDL papers' tables (arXiv 2407.13911).
+
+The stream is Split CIFAR-100 or Split ImageNet-R, 10 tasks.
 
     python -m cdl_jax.main --config configs/cdl.py:learner=coda,distill=kd_token --workdir runs/coda_dcdl/0 --fetch \
         --config.teacher.weights=vit_base_patch16_224.augreg_in21k_ft_in1k \

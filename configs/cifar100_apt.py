@@ -1,4 +1,4 @@
-"""APT on Split CIFAR-100, 10 tasks: ViT-B/16 teaches ViT-S/16 by logit distillation.
+"""APT on Split CIFAR-100, 10 tasks: ViT-B/16 teaches ViT-S/16.
 
     python -m cdl_jax.main --config configs/cifar100_apt.py --fetch
     python -m cdl_jax.main --config configs/cifar100_apt.py:distill=kd_token,student=vit_b16
@@ -17,7 +17,7 @@ Published (student, percent; means over several runs, number unknown):
 
 Length: 31,200 steps of 64 images (78 batches x 20 epochs x 2 networks x 10 tasks). Time on a GPU: not measured.
 
-distill   kd, none, dkd, fitnets, reviewkd, kd_token (D-CDL), deit
+distill   kd (logit distillation), none, dkd, fitnets, reviewkd, kd_token (D-CDL), deit
 student   vit_s16, vit_b16 (its teacher is vit_l16), vit_ti16
 teacher   empty: the paper's
 version   v4, v3, v2, v1: the version of the paper

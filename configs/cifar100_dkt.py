@@ -1,4 +1,6 @@
-"""DKT on Split CIFAR-100, 10 tasks: two slim ResNet-18 teach each other, each with its own class order.
+"""DKT on Split CIFAR-100, 10 tasks: two slim ResNet-18 teach each other.
+
+Each network has its own class order.
 
     python -m cdl_jax.main --config configs/cifar100_dkt.py --fetch
     python -m cdl_jax.main --config configs/cifar100_dkt.py:baseline=lwf

@@ -1,4 +1,6 @@
-"""OKDDip on CIFAR-100: three branches of a ResNet-32 and their leader learn together, without a trained teacher.
+"""OKDDip on CIFAR-100: three branches of a ResNet-32 and their leader.
+
+Branches and leader learn together, without a trained teacher.
 
     python -m cdl_jax.main --config configs/cifar100_okddip.py --fetch
     python -m cdl_jax.main --config configs/cifar100_okddip.py:method=dml,network=vgg16

@@ -1,4 +1,6 @@
-"""ViDT on COCO, alone, with token matching, or with VkD: the detectors of the papers' tables.
+"""ViDT on COCO: alone, with token matching, or with VkD.
+
+These are the detectors of the papers' tables.
 
     python -m cdl_jax.main --config configs/coco_vidt.py:student=nano --config.data.path=coco --config.devices=6
     python -m cdl_jax.main --config configs/coco_vidt.py:distill=projected_tokens,teacher=base

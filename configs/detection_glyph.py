@@ -1,4 +1,6 @@
-"""Small ViDT detectors learn glyph scenes: alone, from a larger detector, or in a stream of 3 tasks; minutes on a CPU.
+"""Small ViDT detectors learn glyph scenes in minutes on a CPU.
+
+A detector learns alone, from a larger detector, or in a stream of 3 tasks.
 
     python -m cdl_jax.data.tools.make_glyph_scenes --out data/glyph_scenes
     python -m cdl_jax.main --config configs/detection_glyph.py:size=large --workdir runs/scenes/teacher

@@ -1,4 +1,6 @@
-"""Distills a pretrained ViT into a smaller one, without labels, on characters that are in no stream of this family.
+"""Distills a pretrained ViT into a smaller one on characters, without labels.
+
+The characters are in no stream of this family.
 
     python -m cdl_jax.main --config configs/distill_glyph.py --workdir runs/distilled/seed_0 \
         --config.data.path=glyph_pretrain354.npz --config.teacher.weights=glyph_teacher.npz \

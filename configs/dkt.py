@@ -1,4 +1,6 @@
-"""Distributed Knowledge Transfer on Split CIFAR-100, 10 tasks of 10 classes: the authors' three experiments.
+"""Distributed Knowledge Transfer on Split CIFAR-100: the authors' experiments.
+
+The three experiments have 10 tasks of 10 classes.
 
     python -m cdl_jax.fetch cifar100
     python -m cdl_jax.main --config configs/dkt.py:baseline=joint --workdir runs/dkt/joint
@@ -96,7 +98,10 @@ def _eeil(config, section, reference):
 
 
 def _experiment(config, choices):
-    """Sets the options of an experiment: learners with two heads, clipped gradients and a memory."""
+    """Sets the options of an experiment.
+
+    The learners have two heads, clipped gradients and a memory.
+    """
     name, teacher, reference = choices["experiment"], choices["teacher"], choices["reference"]
     numbers, dkt = EXPERIMENTS[name], config.dkt
     config.train.epochs = numbers["epochs"]

@@ -1,12 +1,12 @@
-"""Learners that teach each other on streams of characters, tested in other fonts, on a CPU.
+"""Learners that teach each other on streams of characters, on a CPU.
 
     python -m cdl_jax.main --config configs/dkt_glyph.py --workdir runs/dkt/two
     python -m cdl_jax.main --config configs/dkt_glyph.py:learners=4,topology=ring,interval=5 --workdir runs/dkt/ring4
     python -m cdl_jax.main --config configs/dkt_glyph.py:topology=none --workdir runs/dkt/alone
     python -m cdl_jax.main --config configs/dkt_glyph.py:learner=l2p --workdir runs/dkt/l2p
 
-20 characters in five tasks. Each learner has its own class order (`order`, see cdl_jax/methods/shared/topology.py),
-which differs between seeds. Learners exchange at every `interval`th `unit`.
+20 characters in five tasks, tested in other fonts. Each learner has its own class order (`order`, see
+cdl_jax/methods/shared/topology.py), which differs between seeds. Learners exchange at every `interval`th `unit`.
 
 learner   cnn, a slim ResNet of eight channels on images of 16 pixels, or one of models/learners around the pretrained
           ViT of the quick start

@@ -1,4 +1,6 @@
-"""A domain-incremental stream, the same classes in new domains: ViT-B/16 teaches ViT-S/16, domain by domain.
+"""A domain-incremental stream: ViT-B/16 teaches ViT-S/16, domain by domain.
+
+Each task has the same classes in a new domain.
 
     python -m cdl_jax.main --config configs/domains.py --config.data.path=core50_128x128 --fetch
     python -m cdl_jax.main --config configs/domains.py:data=office_home,learner=coda --config.data.path=OfficeHome

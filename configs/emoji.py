@@ -1,5 +1,7 @@
-"""Colored emoji, 10 tasks of 40 emoji drawn by three vendors, tested on a fourth's drawings: any learner with any
-scheme of configs/glyph100.py.
+"""Colored emoji, 10 tasks of 40 emoji: any learner with any scheme.
+
+Training images are drawings of three vendors, test images those of a fourth. Learners and schemes are those of
+configs/glyph100.py.
 
     for network in teacher student; do
       python -m cdl_jax.main --config configs/pretrain_glyph.py:network=glyph_$network,data=emoji_file \

@@ -1,4 +1,6 @@
-"""Named data sets in the splits of the field (B0-IncN, B50-IncN): ViT-B/16 teaches ViT-S/16.
+"""Named data sets in the splits of the field (B0-IncN, B50-IncN).
+
+ViT-B/16 teaches ViT-S/16.
 
     python -m cdl_jax.main --config configs/field_splits.py:data=cub200 --fetch
     python -m cdl_jax.main --config configs/field_splits.py:data=cifar100,base=50,increment=10 --fetch

@@ -1,4 +1,6 @@
-"""5-datasets, each a task: SVHN, MNIST, CIFAR-10, notMNIST, FashionMNIST. ViT-B/16 teaches ViT-S/16.
+"""5-datasets, each a task: SVHN, MNIST, CIFAR-10, notMNIST, FashionMNIST.
+
+ViT-B/16 teaches ViT-S/16.
 
     python -m cdl_jax.main --config configs/five_datasets.py:tfds=DIR,notmnist=FOLDER --fetch
 

@@ -1,4 +1,6 @@
-"""BigGAN on CIFAR with few images, as DiffAugment, LeCam, KD-DLGAN and VkD train it. Described, not run by us.
+"""BigGAN on few images of CIFAR, as in DiffAugment, LeCam, KD-DLGAN and VkD.
+
+This training is described; no run is ours.
 
     python -m cdl_jax.main --config configs/gan.py:data=cifar100,part=20,row=kd_dlgan --mode describe
 

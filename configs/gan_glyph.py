@@ -1,4 +1,6 @@
-"""A small BigGAN draws 10 characters from few images, on a CPU: plain, and with a ViT that teaches its discriminator.
+"""A small BigGAN draws 10 characters from few images, on a CPU.
+
+The BigGAN trains plain, or with a ViT that teaches the discriminator.
 
     python -m cdl_jax.main --config configs/gan_glyph.py:row=da --workdir runs/gan/da/seed_0 \
         --config.data.path=glyph100.npz --config.measuring.weights=glyph_vit_student.npz

@@ -1,4 +1,6 @@
-"""Split-Glyph-100, 10 tasks of 10 characters, tested in other fonts: any learner with any scheme, two small ViTs.
+"""Split-Glyph-100, 10 tasks of 10 characters: any learner with any scheme.
+
+Teacher and student are two small ViTs, tested in other fonts.
 
     python -m cdl_jax.main --config configs/glyph100.py --workdir runs/glyph100/l2p/kd/seed_0 \
         --config.data.path=glyph100.npz --config.teacher.weights=glyph_teacher.npz \

@@ -1,4 +1,6 @@
-"""VkD on ImageNet-1K: a RegNetY-160 teaches a DeiT-Ti with a convolutional stem through an orthogonal projection.
+"""VkD on ImageNet-1K: a RegNetY-160 teaches a DeiT-Ti by orthogonal projection.
+
+The DeiT-Ti has a convolutional stem.
 
     python -m cdl_jax.main --config configs/imagenet_vkd.py --config.data.path=imagenet
     python -m cdl_jax.main --config configs/imagenet_vkd.py:network=deit_s_conv --config.data.path=imagenet

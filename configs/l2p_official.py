@@ -1,4 +1,6 @@
-"""L2P or DualPrompt as in their authors' code (github.com/google-research/l2p), alone or with a teacher, on 10 tasks.
+"""L2P or DualPrompt as in their authors' code, alone or with a teacher.
+
+The code is github.com/google-research/l2p. The stream has 10 tasks.
 
 Options and settings are those of the authors' configs/cifar100_l2p.py, cifar100_dualprompt.py and imr_dualprompt.py;
 the batch size is that of 8 devices. Remaining differences: a batch-wise selection is a vote of the complete batch here,

@@ -1,4 +1,6 @@
-"""Online distillation with diverse peers (OKDDip, arXiv 1912.00350, AAAI 2020) and the methods it is compared with.
+"""Online distillation with diverse peers (OKDDip), and the compared methods.
+
+Paper: arXiv 1912.00350, AAAI 2020.
 
     python -m cdl_jax.fetch cifar100
     python -m cdl_jax.main --config configs/okddip.py:method=okddip,network=resnet32,data=cifar100 --workdir runs/okddip

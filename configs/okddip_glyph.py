@@ -1,4 +1,6 @@
-"""OKDDip and the methods it is compared with on 20 characters, tested in other fonts, in one or more tasks, on a CPU.
+"""OKDDip and the compared methods on 20 characters, on a CPU.
+
+The characters are in one or more tasks, and are tested in other fonts.
 
     python -m cdl_jax.main --config configs/okddip_glyph.py --workdir runs/glyph/okddip
     python -m cdl_jax.main --config configs/okddip_glyph.py:method=dml,tasks=5 --workdir runs/glyph/dml5

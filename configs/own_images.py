@@ -1,4 +1,6 @@
-"""Your own images in a folder for each class: ViT-B/16 teaches ViT-S/16, task by task, by prompts and distillation.
+"""Your own images in a folder for each class: ViT-B/16 teaches ViT-S/16.
+
+The student learns task by task, by prompts and distillation.
 
     python -m cdl_jax.main --config configs/own_images.py --config.data.path=FOLDER --fetch
     python -m cdl_jax.main --config configs/own_images.py:learner=coda,tasks=2 --config.data.path=FOLDER

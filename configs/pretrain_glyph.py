@@ -1,4 +1,6 @@
-"""Pretrains a ViT on characters that are in no stream of this family; the other configs read its `weights.npz`.
+"""Pretrains a ViT on characters that are in no stream of this family.
+
+The other configs read the ViT's `weights.npz`.
 
     python -m cdl_jax.main --config configs/pretrain_glyph.py:network=glyph_teacher --workdir runs/pretrain/teacher \
         --config.data.path=glyph_pretrain354.npz

@@ -1,4 +1,6 @@
-"""Quick start: a small ViT with L2P learns 20 characters in 5 tasks, tested in other fonts, alone or with a teacher.
+"""Quick start: a small ViT with L2P learns 20 characters in 5 tasks.
+
+The ViT learns alone or with a teacher, and is tested in other fonts.
 
 Images (glyph_mini) and pretrained weights come with the package. Half a minute on two CPU cores;
 docs/start/quickstart.md has the results over five seeds.

@@ -1,4 +1,6 @@
-"""Baselines for continual learners, of one pretrained network: on the quick start's stream by default.
+"""Baselines for continual learners, of one pretrained network.
+
+The default stream is the quick start's.
 
 row=nearest_mean   nearest class mean on the frozen backbone, without any gradient
 row=probe          a linear probe: only the head trains, task by task, on the frozen backbone

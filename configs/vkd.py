@@ -1,4 +1,6 @@
-"""VkD's classification (arXiv 2403.06213, CVPR 2024): a small DeiT learns from RegNetY-160 on one task of all classes.
+"""VkD's classification: a small DeiT learns from RegNetY-160.
+
+Paper: arXiv 2403.06213, CVPR 2024. One task has all classes.
 
     python -m cdl_jax.main --config configs/vkd.py --workdir runs/vkd/ti --config.data.path=imagenet \
         --config.teacher.weights=regnety_160-a5fe301d.pth

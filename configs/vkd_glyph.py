@@ -1,4 +1,6 @@
-"""VkD's classification on a CPU: a small DeiT learns 20 characters from a small RegNet. Results: docs/results/vkd.md.
+"""VkD's classification on a CPU: a small DeiT learns from a small RegNet.
+
+The images are those of 20 characters. Results: docs/results/vkd.md.
 
     python -m cdl_jax.main --config configs/vkd_glyph.py:part=teacher --workdir runs/vkd_glyph/teacher \
         --config.data.path=glyph100.npz

@@ -1,4 +1,6 @@
-"""ViDT on Pascal VOC 2007 in tasks of 10+10, 15+5 or 19+1 classes, with the student's past and a teacher or without.
+"""ViDT on Pascal VOC 2007 in tasks of 10+10, 15+5 or 19+1 classes.
+
+The student's past and a teacher are optional.
 
     python -m cdl_jax.data.tools.voc_to_coco --voc VOCdevkit/VOC2007 --list trainval --out voc2007
     python -m cdl_jax.data.tools.voc_to_coco --voc VOCdevkit/VOC2007 --list test --out voc2007

@@ -1,6 +1,7 @@
-"""Generates the reference pages of the documentation from the package itself, as a hook of MkDocs.
+"""Generates the reference pages of the documentation from the package itself.
 
-`pages()` returns the Markdown of every generated page. It imports cdl_jax and needs no MkDocs.
+This module is a hook of MkDocs. `pages()` returns the Markdown of every generated page. The function imports cdl_jax
+and needs no MkDocs.
 """
 
 import importlib
@@ -75,9 +76,10 @@ def _table(declared, prefix=""):
 
 
 def fill_tables(markdown: str) -> str:
-    """Writes the table of a plug-in's options below each line `<!-- options: FOLDER.NAME -->` of a page.
+    """Returns a page with the tables of its plug-ins' options.
 
-    `python docs/hooks.py` does so in the pages of docs/methods/.
+    A table is below each line `<!-- options: FOLDER.NAME -->`. `python docs/hooks.py` writes the tables into the pages
+    of docs/methods/.
     """
 
     def table(match):
@@ -175,7 +177,10 @@ def command_line_page() -> str:
 
 
 def notebook_page(path: Path) -> str:
-    """Returns a notebook as Markdown: its text, its code, and the stored outputs as text or images."""
+    """Returns a notebook as Markdown: its text, its code, and the stored outputs.
+
+    An output is text or an image.
+    """
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     title, *rest = [part for cell in cells for part in _cell_parts(cell)]
     link = f"_[{path.name}]({path.name}) is this page as a notebook._\n"

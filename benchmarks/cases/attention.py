@@ -1,9 +1,10 @@
-"""Fused attention against products and a softmax: accuracy of values and gradients, and time.
+"""Fused attention against products and a softmax: accuracy and time.
 
     python -m benchmarks.run attention [--batch 64] [--heads 12] [--keys 197 201 247]
 
-Both ways compute in bfloat16, and are compared with float32. An error is the largest difference over the largest
-number. The fused kernel is cuDNN's on an NVIDIA GPU. Elsewhere the same function, with its padding, has XLA's kernels.
+Both ways compute in bfloat16. Their values and gradients are compared with float32. An error is the largest difference
+over the largest number. The fused kernel is cuDNN's on an NVIDIA GPU. Elsewhere the same function, with its padding,
+has XLA's kernels.
 """
 
 import jax
@@ -30,7 +31,10 @@ def arguments(parser) -> None:
 
 
 def measure(options) -> dict:
-    """Prints the table; returns its figures, with `wrong` where the fused kernel is too inaccurate."""
+    """Prints the table; returns its figures.
+
+    `wrong` is a message where the fused kernel is too inaccurate, None otherwise.
+    """
     has_kernel = target.current().has_fused_attention("bfloat16", options.width)
     ways = {"plain": _plain, "fused": _fused("cudnn" if has_kernel else "xla")}
     print(timing.markdown(HEAD, []), flush=True)
@@ -58,7 +62,10 @@ def measure(options) -> dict:
 
 
 def _arrays(options, keys, dtype):
-    """Returns query, key and value of bfloat16's numbers, and the gradient of the output."""
+    """Returns query, key, value and the gradient of the output.
+
+    Their numbers are exact in bfloat16, whatever `dtype` is.
+    """
     random = np.random.default_rng(0)
     lengths = (options.queries, keys, keys)
     arrays = [random.normal(size=(options.batch, length, options.heads, options.width)) for length in lengths]

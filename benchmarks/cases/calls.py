@@ -1,4 +1,4 @@
-"""Several training steps in one call (`train.steps_per_call`) against one step a call.
+"""Several training steps in one call (`train.steps_per_call`) against one a call.
 
     python -m benchmarks.run calls [--networks vit cnn] [--most 1 8 32] [--steps 32] [--rounds 7] [--out FILE]
 

@@ -1,13 +1,13 @@
-"""CDL: a step of the teacher and of the student, against PyTorch as the authors have it and as fast as it can be.
+"""CDL: a step of the teacher and of the student against PyTorch.
 
     python -m benchmarks.run cdl                              # every learner with either scheme
     python -m benchmarks.run cdl --size b_s --learners l2p    # ViT-B teaches ViT-S
     python -m benchmarks.run cdl --plan                       # operations and bytes of all sizes, nothing is run
     python -m benchmarks.run cdl --read FILE.json ...         # what earlier calls found, in one table
 
-Losses of three steps of each phase must be equal before it is timed. A ratio above 1 means that ours is faster. On a
-GPU ours and the tuned peer compute in bfloat16 (--precision). `--manners` without a name times this program alone,
-without PyTorch.
+PyTorch is timed as the authors have it ("authors") and as fast as it can be ("tuned"). Losses of three steps of each
+phase must be equal before it is timed. A ratio above 1 means that ours is faster. On a GPU ours and the tuned peer
+compute in bfloat16 (--precision). `--manners` without a name times this program alone, without PyTorch.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Kills runs of the four systems at random moments, and compares what they end with to runs that nobody disturbed.
+"""Kills runs of the four systems at random; compares them with undisturbed runs.
 
     python -m benchmarks.run crash_storm --folder DIR [--kills 100] [--systems cdl,okddip,dkt,vkd] [--minutes M]
 
@@ -55,7 +55,10 @@ MOMENTS = ("start", "training", "checkpoint", "report")
 
 
 def start(arguments, workdir: Path, cache: Path) -> subprocess.Popen:
-    """A running `python -m cdl_jax.main`, whose answers are appended to a file beside the working directory."""
+    """Starts `python -m cdl_jax.main`; returns the running process.
+
+    The output is appended to a file beside the working directory.
+    """
     env = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": str(cache),
            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PLATFORMS": "cpu"}  # fmt: skip
     with workdir.with_suffix(".log").open("a") as log:
@@ -83,7 +86,11 @@ def being_written(workdir: Path) -> list[Path]:
 
 
 def kill(process, workdir: Path, moment: str, undisturbed: dict, rng: random.Random) -> str | None:
-    """Ends a run at a moment of that kind; returns in what it was, or None if the run ended before."""
+    """Kills a run at a moment of one kind.
+
+    Returns:
+      The kind of the moment at which the run was killed; None if the run ended before.
+    """
     first, deadline = lines(workdir), time.monotonic() + 120
     if moment == "start":
         reached = lambda: True  # noqa: E731
@@ -149,7 +156,11 @@ def differences(ours: dict, wanted: dict) -> list[str]:
 
 
 def measured(arguments, folder: Path, cache: Path) -> dict:
-    """Measures an undisturbed run: its numbers of lines and tasks, the seconds to its first line and of its end."""
+    """Measures an undisturbed run.
+
+    Returns:
+      `lines`, `tasks`: their numbers. `start`: seconds to the first line. `report`: seconds of the end of the run.
+    """
     workdir = folder / "whole"
     finish(arguments, folder / "first", cache)  # fills the cache
     begun, process, marks = time.monotonic(), start(arguments, workdir, cache), {}

@@ -1,11 +1,11 @@
-"""Reading JPEG files of ImageNet's sizes into random crops: images a second of one core, against other readers.
+"""Reading JPEG files of ImageNet's sizes into random crops, against other readers.
 
     python -m benchmarks.run decoding [--images 64] [--rounds 5] [--clock cpu]
 
-The files are made here: noise with the spectrum of photographs, 500 x 375 pixels or upright, about 110 kB each as in
-ImageNet. Each reader makes crops of 224 pixels, half of them flipped, in one thread. Readers whose package is missing
-are left out. "big_vision" is the way of that code: TensorFlow decodes only the crop. `cores` is what a host needs for a
-GPU that takes --rate images a second.
+The figures are images a second of one core. The files are made here: noise with the spectrum of photographs, 500 x 375
+pixels or upright, about 110 kB each as in ImageNet. Each reader makes crops of 224 pixels, half of them flipped, in one
+thread. Readers whose package is missing are left out. "big_vision" is the way of that code: TensorFlow decodes only the
+crop. `cores` is the number of cores that a host needs for a GPU that takes --rate images a second.
 """
 
 import importlib.util
@@ -70,7 +70,9 @@ def measure(options) -> dict:
 
 
 def photograph(number: int) -> bytes:
-    """Returns a JPEG file of noise whose amplitude falls with the frequency, as in photographs.
+    """Returns a JPEG file of noise with the spectrum of photographs.
+
+    The amplitude of the noise falls with the frequency.
 
     number: seed; odd numbers are upright.
     """
@@ -88,9 +90,10 @@ def photograph(number: int) -> bytes:
 
 
 def share_of_reducible_crops(options) -> float:
-    """Returns the share of crops with twice the needed width and height, so that a decoder could halve them.
+    """Returns the share of crops with at least twice the needed width and height.
 
-    libjpeg decodes images at 1/2, 1/4 or 1/8 of their size ("draft mode" of Pillow) faster than at full size.
+    A decoder could halve these crops. libjpeg decodes images at 1/2, 1/4 or 1/8 of their size ("draft mode" of Pillow)
+    faster than at full size.
     """
     random, boxes = np.random.default_rng(0), []
     for number in range(1000):
@@ -121,7 +124,10 @@ def _crops(split, options):
 
 
 def _half(file):
-    """Decodes at half the size and resizes; these are other pixels than those of a full decoding."""
+    """Decodes at half the size and resizes.
+
+    The pixels differ from those of a full decoding.
+    """
     with Image.open(file) as image:
         image.draft("RGB", (image.width // 2, image.height // 2))
         image.load()

@@ -1,8 +1,9 @@
-"""ViDT: a step of a small detector against PyTorch, the cost of the matching, and both samplings of maps.
+"""ViDT: a step against PyTorch, the cost of the matching, and both samplings.
 
     python -m benchmarks.run detection [--parts step solver sampling] [--rounds 7]
 
-The detector is that of configs/detection_glyph.py:size=large, with batches of 16 glyph scenes on a canvas of 128 x 128.
+The small detector is that of configs/detection_glyph.py:size=large. A batch has 16 glyph scenes on a canvas of
+128 x 128.
 step: against eager PyTorch, and its roofline by the operations and bytes of the products in our step.
 solver: the step and the matching alone with SciPy on the host, and with optax on the device.
 sampling: deformable attention, forward and backward, by gather and by matrix products, for several sizes of maps.
@@ -50,7 +51,10 @@ def measure(options) -> dict:
 
 
 def scenes_config(folder: Path, batch: int):
-    """Writes glyph scenes; returns the config of a run on them, without randomness in its batches' images."""
+    """Writes glyph scenes; returns the config of a run on them.
+
+    Images of its batches have no random scale or crop.
+    """
     from cdl_jax.data.tools import make_glyph_scenes
     from configs import detection_glyph
 
@@ -86,7 +90,12 @@ def step(ours, options) -> dict:
 
 
 def torch_batch(loader, item, device):
-    """Returns images `[batch, 3, height, width]` of the extent, padding masks, and labels and boxes by image."""
+    """Returns a batch of the loader as tensors on the device.
+
+    Returns:
+        (images `[batch, 3, height, width]`, padding masks `[batch, height, width]`, labels by image, boxes by image).
+        Height and width are those of the largest extent.
+    """
     import numpy as np
     import torch
 

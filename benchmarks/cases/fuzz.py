@@ -1,4 +1,4 @@
-"""Reads damaged and hostile files as the program does, and counts what became of them.
+"""Reads damaged and hostile files as the program does, and counts the outcomes.
 
     python -m benchmarks.run fuzz --inputs 10000 [--seed 0] [--kinds pth npz] [--out FILE.json]
 
@@ -33,7 +33,10 @@ _TOGETHER = 100  # inputs in a process
 
 
 def kinds() -> dict[str, fuzz_inputs.Kind]:
-    """Every kind, by name; those whose names are the same before a colon are one kind in the table."""
+    """Returns every kind by name.
+
+    Kinds whose names are equal before a colon are one kind in the table.
+    """
     return {**fuzz_inputs.kinds(), **fuzz_checkpoints.kinds()}
 
 
@@ -43,7 +46,9 @@ def group(kind: str) -> str:
 
 
 def damaged(count: int, seed: int, groups=()) -> Iterator[tuple[str, str, bytes]]:
-    """(kind, name, file): a sound one of each kind, then `count` damaged ones, the same for the same seed.
+    """Yields (kind, name, file) of sound files, then of `count` damaged files.
+
+    One sound file of each kind in the table is first. The damaged files are equal for equal seeds.
 
     groups: beginnings of the names of those that are wanted; none: all.
     """
@@ -62,8 +67,14 @@ def damaged(count: int, seed: int, groups=()) -> Iterator[tuple[str, str, bytes]
 
 
 def outcome(kind: fuzz_inputs.Kind, content: bytes, root: Path) -> tuple[str, str]:
-    """("accepted", "refused" or "finding", in what words); `root` is a folder with nothing in it but `canary`, if any
-    code has run, and is left so."""
+    """Reads an input as the program does; returns the outcome.
+
+    Args:
+      root: empty folder. Code in the input would make `canary` in it. The folder is left empty.
+
+    Returns:
+      ("accepted", "refused" or "finding"; the message, or the reason of the finding).
+    """
     folder = root / "around" / "inside"
     folder.mkdir(parents=True)
     (folder / kind.file).write_bytes(content)
@@ -115,7 +126,10 @@ def _child(batch, kinds, root, pipe):
 
 
 def tried(found: Iterable[tuple[str, str, bytes]], root: Path) -> Iterator[tuple[str, str, dict]]:
-    """(kind, name, {"what", "words", "bytes" of memory}) of every input, read in processes of their own."""
+    """Yields (kind, name, {"what", "words", "bytes"}) of every input.
+
+    The inputs are read in processes of their own. `bytes` are those of the memory that reading took.
+    """
     known, found = kinds(), iter(found)
     while batch := list(islice(found, _TOGETHER)):
         while batch:

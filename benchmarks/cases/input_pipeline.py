@@ -1,10 +1,11 @@
-"""Times the input pipeline alone: crops of images into batches, and its share of a training step.
+"""Times the input pipeline alone: crops of images into batches.
 
     python -m benchmarks.run input_pipeline [--side 32] [--size tiny]
 
-Random crops, resized to the networks' size and half of them flipped. Ours on the device inside the step, or on the host
-with images decoded ahead (`device_data_limit_mb=0`); PyTorch's one by one through Pillow, as the authors have it, or
-all at once on the device. The sides draw other random numbers, so only the mean brightness is compared.
+The table also has the time of the pipeline relative to a training step. Random crops, resized to the networks' size and
+half of them flipped. Ours on the device inside the step, or on the host with images decoded ahead
+(`device_data_limit_mb=0`); PyTorch's one by one through Pillow, as the authors have it, or all at once on the device.
+The sides draw other random numbers, so only the mean brightness is compared.
 """
 
 from functools import partial

@@ -77,7 +77,9 @@ class Probe(SignalHandler):
 
 
 def looked(tasks: int, reports: float, folder: Path) -> dict:
-    """Medians over tenths of a run's tasks, by name; `seconds` are those of a task. `growth`: see the module.
+    """Returns medians over tenths of a run's tasks, by name.
+
+    `seconds` are those of a task. `growth`: see the module.
 
     reports: seconds between reports, 0: none. What they need for a moment grows with the tasks that they show.
     """

@@ -1,12 +1,13 @@
-"""Orthonormality of VkD's projection over many steps, and the effect of weight decay in the published program.
+"""Orthonormality of VkD's projection over many steps, and the effect of decay.
 
     python -m benchmarks.run orthogonality [--steps 10000] [--features 64] [--inputs 16] [--out FILE] [--svg FILE]
     python -m benchmarks.run orthogonality --read FILE.json [--svg FILE.svg]
 
 The projection alone is trained, by AdamW with VkD's rate and decay, to map Gaussian features onto the layer-normalised
 outputs of a fixed random network. In bfloat16 the trained numbers are rounded after every step, and the weight and the
-features before their product; the map between the two is computed in float32, as linear algebra knows no less. --svg
-draws the norm of the weight over the first steps. --read shows what an earlier call found and trains nothing.
+features before their product; the map between the two is computed in float32, as linear algebra has no lower precision.
+The norm of the weight over the first steps shows the effect of weight decay in the published program; --svg draws it.
+--read shows what an earlier call found and trains nothing.
 """
 
 import json
@@ -30,10 +31,16 @@ HEAD = ("map", "float32", "bfloat16, as the map gives it", "bfloat16, rounded fo
 
 @partial(jax.jit, static_argnames=("kind", "dtype", "exact", "steps", "features", "inputs"))
 def train(kind: str, dtype: str, exact: bool, steps: int, features: int, inputs: int):
-    """(weight `[features, inputs]` at the start, after the last step, its Frobenius norm at the start and each step).
+    """Trains the projection; returns its weights and norms.
 
     Args:
-      kind: of `distill.vkd.Projector`. dtype: "float32" or "bfloat16". exact: `reference_exact` of the projector.
+      kind: of `distill.vkd.Projector`.
+      dtype: "float32" or "bfloat16".
+      exact: `reference_exact` of the projector.
+
+    Returns:
+      (weight `[features, inputs]` at the start, weight after the last step, Frobenius norms of the weight). The norms
+      are those at the start and after each step; None for more than `FIRST` steps.
     """
     projector, keys = vkd.Projector(features, kind, exact), jax.random.split(jax.random.key(0), 4)
     options = ConfigDict(defaults(vkd.OPTIONS, feature_loss="smooth_l1"))
@@ -68,7 +75,10 @@ def train(kind: str, dtype: str, exact: bool, steps: int, features: int, inputs:
 
 
 def errors_and_norms(steps: int, features: int, inputs: int) -> dict:
-    """Errors `max |W^T W - I|` of every map after `steps`, and norms of the Householder map over the first steps."""
+    """Returns the errors of every map, and the norms of the Householder map.
+
+    An error is `max |W^T W - I|` after `steps`. The norms are those over the first steps.
+    """
     errors, sizes = {}, (features, inputs)
     for kind in (*orthogonal.MAPS, "linear"):
         start, found, _ = train(kind, "float32", False, steps, *sizes)

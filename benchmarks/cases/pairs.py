@@ -1,9 +1,9 @@
-"""Times one task of every learner with every scheme, on the images and backbones of the quick start.
+"""Times one task of every learner with every scheme.
 
     python -m benchmarks.run pairs [--out FILE.json]
 
-Each pair learns the first task completely: teacher phase, student phase, evaluation. Compilation is not timed. A pair
-that cannot be combined shows the reason.
+Images and backbones are those of the quick start. Each pair learns the first task completely: teacher phase, student
+phase, evaluation. Compilation is not timed. A pair that cannot be combined shows the reason.
 """
 
 import sys
@@ -22,7 +22,9 @@ from configs import quickstart
 
 
 def one_task(learner: str, scheme: str) -> dict:
-    """Seconds that the parts of the first task take, without compilation: each phase by its name, and `evaluation`.
+    """Returns the seconds that the parts of the first task take.
+
+    The parts are the phases, by name, and `evaluation`. Compilation is not timed.
 
     Raises:
       UserError: the two cannot be combined.

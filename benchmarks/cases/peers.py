@@ -1,10 +1,11 @@
-"""Four peers of OKDDip as separate networks: one after another, one a device, and stacked under vmap.
+"""Four peers of OKDDip as separate networks: looped, one a device, and stacked.
 
     python -m benchmarks.run peers [--rounds 9] [--steps 5] [--batch 32] [--out FILE.json]
 
-The network is that of configs/okddip_glyph.py, a small ResNet for images of 32 pixels. All three ways start from the
-same weights and take the same batches; their losses must be equal within 1e-5, relative, over the first steps before
-anything is timed. The table has medians over the rounds, in each of which the ways take turns in another order.
+Looped peers run one after another, stacked peers under vmap. The network is that of configs/okddip_glyph.py, a small
+ResNet for images of 32 pixels. All three ways start from the same weights and take the same batches; their losses must
+be equal within 1e-5, relative, over the first steps before anything is timed. The table has medians over the rounds, in
+each of which the ways take turns in another order.
 
 Without accelerators the devices are simulated by one processor, whose cores the looped step uses already: there the
 second way shows what spreading costs, not what it gains.
@@ -33,7 +34,10 @@ CHECKED = 3  # steps whose losses must agree
 
 @dataclass(frozen=True)
 class Stacked:
-    """`PeerNetworks` with the variables of all peers as one tree, its leaves stacked along a first axis."""
+    """`PeerNetworks` with the variables of all peers as one tree.
+
+    The leaves of the tree are stacked along a first axis.
+    """
 
     looped: PeerNetworks
 

@@ -1,10 +1,10 @@
-"""Time of one of our steps: operation by operation, in memory that is new each time, and in between.
+"""Time of one of our steps: in each operation, in new memory, and in between.
 
     python -m benchmarks.run profile [--of cdl] [--phase student] [--learner l2p] [--scheme kd]
     python -m benchmarks.run profile --of dkt
 
-Operations of all blocks of a network are summed, those of the backward pass separately. A page fault is a page of
-4 KiB that the system hands out, filled with zeros, at its first use.
+Operations of all blocks of a network are summed, those of the backward pass separately. Some memory is new at each
+step: a page fault is a page of 4 KiB that the system hands out, filled with zeros, at its first use.
 """
 
 import re
@@ -115,7 +115,10 @@ def durations(file) -> Counter:
 
 
 def grouped(spent, sources) -> Counter:
-    """`spent` by what is computed, summed over blocks; events that are no operations are left out."""
+    """Returns `spent` by what is computed, summed over blocks.
+
+    Events that are no operations are left out.
+    """
     found = Counter()
     for name, value in spent.items():
         if name in sources:
@@ -124,7 +127,10 @@ def grouped(spent, sources) -> Counter:
 
 
 def group(name: str, source: str) -> str:
-    """Returns the row of an operation: `backward mlp/fc1/dot_general`, or its kind if its source is unknown."""
+    """Returns the row of an operation, such as `backward mlp/fc1/dot_general`.
+
+    The row of an operation without a source is its kind.
+    """
     back = "backward " if "transpose(" in source else ""
     path = re.sub(r"(jit|jvp|transpose|vmap)\(|\)", "", source)
     parts = [part for part in path.split("/") if not re.fullmatch(r"step|learn|ViT|block_\d+|\w*layer\d+_\d+|", part)]

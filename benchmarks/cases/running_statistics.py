@@ -1,12 +1,12 @@
-"""Cost of running statistics of batch normalization for a learner of DKT whose weights still move when a task ends.
+"""Cost of running statistics of batch normalization for a learner of DKT.
 
     python -m benchmarks.run running_statistics RUN [RUN ...] [--out FILE.json]
     python -m benchmarks.run running_statistics --read FILE.json
 
-RUN is a finished run of convolutional learners. Its networks are tested as they were after each task: with the running
-statistics that training left, and with those of all training images of that task and of the memory, taken at once of
-the weights as they then were. Nothing else differs, so the difference is what the running ones lag behind. --read shows
-what an earlier call found and tests nothing.
+The weights of such a learner still move when a task ends. RUN is a finished run of convolutional learners. Its networks
+are tested as they were after each task: with the running statistics that training left, and with those of all training
+images of that task and of the memory, taken at once of the weights as they then were. Nothing else differs, so the
+difference is what the running ones lag behind. --read shows what an earlier call found and tests nothing.
 """
 
 import json
@@ -30,7 +30,11 @@ from cdl_jax.training.state import position
 
 
 def accuracies(folder: Path) -> dict:
-    """{"running", "anew": [percent after each task]}: mean over the learners' CL heads and the learned tasks."""
+    """Returns the accuracies with running statistics and with those taken anew.
+
+    Returns:
+      {"running", "anew": [percent after each task]}, the mean over the learners' CL heads and the learned tasks.
+    """
     config = ml_collections.ConfigDict(configs.copy_with_tuples(configs.read(folder)["config"]))
     program = Experiment.build(config, stream.load(config.data, config.seed))
     steps = CompiledSteps(program)
@@ -54,7 +58,10 @@ def accuracies(folder: Path) -> dict:
 
 
 def _anew(method, own, images):
-    """Returns the variables of a learner with the statistics of these images instead of its running ones."""
+    """Returns the variables of a learner with the statistics of these images.
+
+    These replace the running statistics of the learner.
+    """
     moved = method.learner(own, None, images, True, None, jax.random.key(0)).stats["batch_stats"]
     running = own["batch_stats"]
     return {
@@ -75,7 +82,10 @@ def _images(steps, learner, task):
 
 
 def table(found: dict) -> str:
-    """Formats the results of `accuracies`: after the last task, and the largest loss after any task."""
+    """Formats the results of `accuracies` as a table.
+
+    It has the accuracies after the last task, and the largest loss of accuracy after any task.
+    """
     lines = ["| run | running statistics | taken anew | most lost after a task |", "|---|---|---|---|"]
     for name, matrices in found["runs"].items():
         lost = max(b - a for a, b in zip(matrices["running"], matrices["anew"], strict=True))

@@ -1,11 +1,11 @@
-"""Bytes that a step of CDL sends between devices, and the modelled efficiency on many GPUs.
+"""Bytes that a step of CDL sends between devices, and its modelled efficiency.
 
     python -m benchmarks.run scaling --size b_s [--devices 2 8] [--fsdp 1 4]
     python -m benchmarks.run scaling --size b_s --devices 8 --fsdp 1 8 --card h200
 
 Steps are compiled for devices that one processor simulates; nothing is run. The table has the collectives of the
-compiled program, with the bytes of their results, and the memory of a device. The prediction is weak scaling: the
-same images a device, whatever their number.
+compiled program, with the bytes of their results, and the memory of a device. The prediction, the efficiency on many
+GPUs, is weak scaling: the same images a device, whatever the number of devices.
 
 With `--card`, steps are compiled in bfloat16 for that many GPUs of one host, which are only described (see
 `benchmarks/described.py`). The modelled time then has the order of the compiled program, in which collectives run
@@ -28,8 +28,14 @@ _ARRAY = re.compile(r"(pred|[a-z]+(\d+))\[([\d,]*)\]")
 
 @dataclass(frozen=True)
 class Cluster:
-    """Assumptions of the prediction. flops: a second, of a device at work. links: bytes a second that a device sends
-    within a host of `host` devices, and beyond it. latency: seconds that a collective takes at least."""
+    """Assumptions of the prediction.
+
+    Attributes:
+      flops: operations a second of a device at work.
+      host: number of devices of a host.
+      links: bytes a second that a device sends (within its host, beyond it).
+      latency: seconds that a collective takes at least.
+    """
 
     flops: float = 0.4 * 989e12  # H200, bf16 without sparsity, 40 % of its peak
     host: int = 8
@@ -129,14 +135,15 @@ def _measure_described(options):
 
 
 def waiting(events: list, card: kernels.Card) -> dict:
-    """Returns the figures of a program's exchanges: `sent`, as `collectives` has it, and seconds.
+    """Returns the figures of a program's exchanges.
 
     Args:
       events: result of `kernels.schedule`.
       card: that runs the program.
 
     Returns:
-      `sent`; `kernels` and `collectives`, the sums of their seconds; `waiting`, the seconds in which no kernel runs.
+      `sent`, as `collectives` has it; `kernels` and `collectives`, the sums of their seconds; `waiting`, the seconds in
+      which no kernel runs.
     """
     exchanges = [event for event in events if isinstance(event, kernels.Collective)]
     sent = {}
@@ -175,7 +182,10 @@ def _cells(row):
 
 
 def _setting(options, devices, fsdp, bfloat16=False):
-    """Returns the config and the stream of a run on several devices, with the same images each."""
+    """Returns the config and the stream of a run on several devices.
+
+    A device has the same number of images, whatever the number of devices.
+    """
     from benchmarks import cdl_sizes, fake_data
 
     config = cdl_sizes.config(options.size, options.learner, "kd", bfloat16)

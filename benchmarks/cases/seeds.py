@@ -1,10 +1,11 @@
-"""Several seeds in one program against the same one after another: steps of the quick start, and short runs of it.
+"""Several seeds in one program against the same seeds one after another.
 
     python -m benchmarks.run seeds [--count 3] [--rounds 7] [--steps 20] [--runs 3] [--epochs 2] [--out FILE]
 
-Both sides train in this process, in turns, after a check that their losses are equal. Values are medians over the
-rounds. A run is all that the command does, from reading the data to writing the report, with its compilation. It trains
-the five tasks of the quick start with fewer epochs. Both sides must end with equal accuracies.
+Steps of the quick start and short runs of it are timed. Both sides train in this process, in turns, after a check that
+their losses are equal. Values are medians over the rounds. A run is all that the command does, from reading the data to
+writing the report, with its compilation. It trains the five tasks of the quick start with fewer epochs. Both sides must
+end with equal accuracies.
 """
 
 import statistics

@@ -1,9 +1,10 @@
-"""VkD: a step of a DeiT with a convolutional stem that learns from a ResNet, against PyTorch.
+"""VkD: a step of a DeiT that learns from a ResNet, against PyTorch.
 
     python -m benchmarks.run vkd [--student small] [--rounds 7]
 
-student: "small", of 48 dimensions and 3 blocks; or a network of `cdl_jax.models.deit` with a stem, such as
-deit_ti_conv, at 32 pixels. All of it is float32; on GPUs the authors' program computes in float16 where torch allows.
+The DeiT has a convolutional stem. student: "small", of 48 dimensions and 3 blocks; or a network of
+`cdl_jax.models.deit` with a stem, such as deit_ti_conv, at 32 pixels. All of it is float32; on GPUs the authors'
+program computes in float16 where torch allows.
 """
 
 from benchmarks import comparison

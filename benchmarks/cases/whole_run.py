@@ -1,12 +1,12 @@
-"""A whole small run, from the command to the report: start-up, compilation, training, evaluation, files.
+"""A whole small run, from the command to the report.
 
     python -m benchmarks.run whole_run [--learner l2p] [--scheme kd] [--epochs 8] [--rounds 3]
 
-The quick start's five tasks against the same in PyTorch, which starts from the same weights, with the same images and
-augmentation. Each side is a command of its own, without anything that an earlier one has compiled; "ours, again" finds
-the programs that one before it left (`config.compilation_cache`), as users do from their second run on. The sides
-shuffle and augment by different random numbers, so their final accuracies are equal within some points alone, which is
-checked.
+The run includes start-up, compilation, training, evaluation and files. The quick start's five tasks run against the
+same in PyTorch, which starts from the same weights, with the same images and augmentation. Each side is a command of
+its own, without anything that an earlier one has compiled; "ours, again" finds the programs that one before it left
+(`config.compilation_cache`), as users do from their second run on. The sides shuffle and augment by different random
+numbers, so their final accuracies are equal within some points alone, which is checked.
 """
 
 import json
@@ -89,7 +89,10 @@ def measure(options) -> dict:
 
 
 def _start(root, overrides, epochs):
-    """Writes what the peers begin with: our config and our networks before the first task."""
+    """Writes our config and our networks before the first task, for the peers.
+
+    The peers begin with both.
+    """
     from flax.traverse_util import flatten_dict
 
     from benchmarks.training_state import TrainingState

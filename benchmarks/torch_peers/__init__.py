@@ -1,6 +1,7 @@
-"""The same training in PyTorch, written for comparison: from the papers' and programs' behavior, none of their code.
+"""The same training in PyTorch, written for comparison.
 
-PyTorch is needed here alone, so it is no dependency of the package: `pip install -e ".[bench]"`.
+It is written from the behavior of the papers and programs, with none of their code. PyTorch is needed here alone, so it
+is no dependency of the package: `pip install -e ".[bench]"`.
 """
 
 import importlib.util

@@ -1,6 +1,7 @@
-"""CDL in PyTorch: a teacher's and a student's step with the weights of a run of ours, in a given variant.
+"""CDL in PyTorch: a teacher's and a student's step in a given variant.
 
-Schemes: `kd` and `kd_token` (variant "dcdl"). Optimizer: Adam at the run's rate.
+The weights are those of a run of ours. Schemes: `kd` and `kd_token` (variant "dcdl"). Optimizer: Adam at the run's
+rate.
 """
 
 from contextlib import nullcontext
@@ -41,7 +42,10 @@ class Network(nn.Module):
 
 
 class KDToken(nn.Module):
-    """The distillation token behind the patches, prompts behind the keys of later blocks, and the second head."""
+    """The distillation token, the prompts of later blocks, and the second head.
+
+    The token lies behind the patches, the prompts behind the keys.
+    """
 
     def __init__(self, params):
         super().__init__()
@@ -85,7 +89,13 @@ class CDL(nn.Module):
         self.optimizers = [torch.optim.Adam(own, self.rate, fused=self.variant.compiled) for own in trained]
 
     def step(self, phase: int, images, labels):
-        """One step on images `[batch, 3, size, size]` and labels `[batch]`; returns the loss."""
+        """Takes one step; returns the loss.
+
+        Args:
+            phase: index of the phase.
+            images: `[batch, 3, size, size]`.
+            labels: `[batch]`.
+        """
         with self._autocast():
             loss, logits = self.losses[phase](images, labels)
         self.optimizers[phase].zero_grad()
@@ -103,7 +113,10 @@ class CDL(nn.Module):
         return self._cross_entropy(logits, labels) + pool, logits.detach()
 
     def student_loss(self, images, labels):
-        """(`(1 - alpha)` cross-entropy, `alpha T^2` divergence and the pool's loss, logits)."""
+        """Returns (loss, logits) of the student.
+
+        The loss is the sum of `(1 - alpha)` cross-entropy, `alpha T^2` divergence and the pool's loss.
+        """
         task, first, end = self.place
         query = self._query(images)
         with torch.no_grad():

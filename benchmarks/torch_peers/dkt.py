@@ -1,4 +1,7 @@
-"""DKT's learners that teach each other at every step, in PyTorch, from the weights of a run of ours."""
+"""DKT's learners that teach each other at every step, in PyTorch.
+
+The weights are those of a run of ours.
+"""
 
 import torch
 from torch import nn
@@ -39,7 +42,12 @@ class DKT(nn.Module):
         return [(torch.optim.Adam(own, rate, fused=fused), own) for own in each]
 
     def loss(self, images, labels):
-        """images `[learners, batch, 3, size, size]`, labels `[learners, batch]`: (sum of losses, logits)."""
+        """Returns (sum of the losses of all learners, logits of the first learner).
+
+        Args:
+            images: `[learners, batch, 3, size, size]`.
+            labels: `[learners, batch]`.
+        """
         with torch.no_grad():
             self.eval()
             peer_logits = [self.learners[1 - i](own)[0] for i, own in enumerate(images)]

@@ -1,4 +1,6 @@
-"""Loads images for PyTorch: one by one through Pillow, or as tensors that are augmented on the device.
+"""Loads images for PyTorch, through Pillow or on the device.
+
+Images go one by one through Pillow, or are tensors that are augmented on the device.
 
 Transforms: "shift", by up to two pixels, filled with zeros; "random_resized_crop" with a flip, torchvision's rule;
 "none".
@@ -15,7 +17,10 @@ SHIFT, SCALE, RATIO = 2, (0.08, 1.0), (3 / 4, 4 / 3)
 
 
 class Images(torch.utils.data.Dataset):
-    """Images `[n, height, width, 3]`, changed one by one through Pillow: float32 `[3, size, size]` in [0, 1]."""
+    """Images, changed one by one through Pillow.
+
+    Stored images `[n, height, width, 3]` become float32 `[3, size, size]` in [0, 1].
+    """
 
     def __init__(self, images, labels, kind: str, size: int):
         self.images, self.labels, self.kind, self.size = images, labels, kind, size
@@ -49,14 +54,20 @@ def _box(width, height, rng):
 
 
 def one_by_one(images, labels, kind: str, size: int, batch: int, train: bool, workers: int = 0):
-    """A loader as the authors' programs have it; in training shuffled and without an incomplete last batch."""
+    """Returns a loader as the authors' programs have it.
+
+    In training it is shuffled and without an incomplete last batch.
+    """
     data = Images(images, labels, kind, size)
     pinned = torch.cuda.is_available()
     return torch.utils.data.DataLoader(data, batch, train, drop_last=train, num_workers=workers, pin_memory=pinned)
 
 
 def on_device(images, labels, kind: str, size: int, batch: int):
-    """Shuffled batches of uint8 `[n, 3, height, width]` that lie on the device, changed there all at once."""
+    """Yields shuffled batches of images that lie on the device.
+
+    images: uint8 `[n, 3, height, width]`. The images of a batch are changed on the device all at once.
+    """
     order = torch.randperm(len(images), device=images.device)
     for start in range(0, len(images) - batch + 1, batch):
         rows = order[start : start + batch]
@@ -64,7 +75,10 @@ def on_device(images, labels, kind: str, size: int, batch: int):
 
 
 def changed(images, kind: str, size: int):
-    """The transform on a batch `[batch, 3, height, width]`; a crop is sampled bilinearly at `size` points a side."""
+    """Returns a batch `[batch, 3, height, width]` after the transform `kind`.
+
+    A crop is sampled bilinearly at `size` points a side.
+    """
     if kind == "shift":
         batch, _, height, width = images.shape
         padded = F.pad(images, (SHIFT,) * 4)
@@ -79,7 +93,10 @@ def changed(images, kind: str, size: int):
 
 
 def _grid(batch, size, device):
-    """Sampling points of random boxes, half of them flipped; a box that does not fit is made to."""
+    """Returns the sampling points of random boxes, half of them flipped.
+
+    The sides of a box that does not fit are cut to those of the image.
+    """
     area = torch.empty(batch, device=device).uniform_(*SCALE)
     aspect = torch.empty(batch, device=device).uniform_(math.log(RATIO[0]), math.log(RATIO[1])).exp()
     wide, tall = (area * aspect).sqrt().clamp(max=1), (area / aspect).sqrt().clamp(max=1)

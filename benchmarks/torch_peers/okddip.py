@@ -1,4 +1,7 @@
-"""OKDDip with branches in PyTorch: the loss of `cdl_jax.methods.okddip` from the weights of a run of ours."""
+"""OKDDip with branches in PyTorch: the loss of `cdl_jax.methods.okddip`.
+
+The weights are those of a run of ours.
+"""
 
 import torch
 from torch import nn
@@ -8,7 +11,10 @@ from benchmarks.torch_peers.resnet import Stem, Tail, fill
 
 
 class OKDDip(nn.Module):
-    """A stem, branches of which the last is the leader, and the attention of the others."""
+    """A stem, branches, and the attention of all branches except the last.
+
+    The last branch is the leader.
+    """
 
     clip = 0.0
 
@@ -31,7 +37,10 @@ class OKDDip(nn.Module):
         return [(sgd, every)]
 
     def loss(self, images, labels):
-        """(every branch's cross-entropy and its divergence from its target, the leader's logits)."""
+        """Returns (loss, the leader's logits).
+
+        The loss sums every branch's cross-entropy and its divergence from its target.
+        """
         shared = self.stem(images)
         logits, features = zip(*(branch(shared) for branch in self.branches), strict=True)
         rivals, leader = torch.stack(logits[:-1], dim=1), logits[-1]

@@ -1,7 +1,8 @@
-"""Prompt pools and heads in PyTorch: what `cdl_jax.models.learners` and `cdl_jax.models.modules.heads` compute.
+"""Prompt pools and heads in PyTorch.
 
-A pool is called with `(query [batch, key_dim], task, train)` and gives `({layer: Prompt}, loss)`. Its parameters bear
-the names that they have there.
+They compute the same as `cdl_jax.models.learners` and `cdl_jax.models.modules.heads`. A pool is called with
+`(query [batch, key_dim], task, train)` and gives `({layer: Prompt}, loss)`. Its parameters bear the names that they
+have there.
 """
 
 import torch
@@ -12,12 +13,22 @@ from benchmarks.torch_peers.vit import Prompt
 
 
 def halves(rows):
-    """The prefix of prompts `[batch, length, dim]`: the first half keys, the rest values."""
+    """Returns the prefix (keys, values) of prompts `[batch, length, dim]`.
+
+    The first half of a prompt has the keys, the rest the values.
+    """
     return rows[:, : rows.shape[1] // 2], rows[:, rows.shape[1] // 2 :]
 
 
 class Pool(nn.Module):
-    """options: the learner's section. params, state: its variables. tasks: how many the stream has."""
+    """Base of the prompt pools.
+
+    Args:
+        options: the learner's section.
+        params: the learner's parameters.
+        state: the learner's state.
+        tasks: number of tasks of the stream.
+    """
 
     def __init__(self, options, params, state, tasks: int):
         super().__init__()
@@ -64,7 +75,10 @@ class DualPrompt(Pool):
 
 
 class CODA(Pool):
-    """Weighted sums of the components of all tasks so far; those of earlier tasks are constants in training."""
+    """Weighted sums of the components of all tasks so far.
+
+    The components of earlier tasks are constants in training.
+    """
 
     def forward(self, query, task: int, train: bool):
         prompts, each = {}, self.options.pool // self.tasks
@@ -83,7 +97,10 @@ class CODA(Pool):
 
 
 class APT(Pool):
-    """Vectors added to the class token's key and value in every block; evaluated is the merged average."""
+    """Vectors added to the class token's key and value in every block.
+
+    The evaluated vectors are the merged average.
+    """
 
     teaching = False  # the trained prompt is evaluated instead of the average
 
@@ -96,7 +113,10 @@ POOLS = {"l2p": L2P, "dualprompt": DualPrompt, "coda": CODA, "apt": APT}
 
 
 class Head(nn.Module):
-    """Logits `[batch, classes]` of features: a linear layer, or APT's cosine of class vectors and normed features."""
+    """Computes logits `[batch, classes]` of features.
+
+    The head is a linear layer, or APT's cosine of class vectors and normed features.
+    """
 
     def __init__(self, params):
         super().__init__()

@@ -1,6 +1,7 @@
-"""Residual networks for small images in PyTorch, in the two parts and under the names of `cdl_jax.models.resnet`.
+"""Residual networks for small images in PyTorch.
 
-`fill` copies our variables into any module whose parts bear our names.
+The two parts and the names are those of `cdl_jax.models.resnet`. `fill` copies our variables into any module whose
+parts bear our names.
 """
 
 import torch
@@ -29,7 +30,7 @@ class Block(nn.Module):
 
 
 class Stages(nn.Module):
-    """Blocks of the stages of these numbers, from 1; all but the first halve the image."""
+    """Blocks of the stages `numbers`, from 1; all but the first halve the image."""
 
     def __init__(self, numbers, depths, widths):
         super().__init__()

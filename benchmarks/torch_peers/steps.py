@@ -1,4 +1,7 @@
-"""A PyTorch peer of a method with one phase: losses, optimizers, and the variant of a step."""
+"""A PyTorch peer of a method with one phase.
+
+It has the losses, the optimizers, and the variant of a step.
+"""
 
 import numpy as np
 import torch
@@ -24,7 +27,10 @@ class Steps:
         self.groups, self.losses, self.batches = module.groups(variant.compiled), [], []
 
     def prepare(self, batches) -> None:
-        """Puts batches on the device: tuples of uint8 `[..., height, width, 3]` and int `[...]` arrays."""
+        """Puts batches on the device.
+
+        A batch is a tuple of uint8 `[..., height, width, 3]` and int `[...]` arrays.
+        """
         self.batches = [tuple(self._placed(part) for part in batch) for batch in batches]
 
     def _placed(self, part):
@@ -62,7 +68,10 @@ class Steps:
         return float(torch.stack(self.losses).mean())
 
     def flops(self) -> float:
-        """Of a step, as torch counts them: products and convolutions, forward and backward."""
+        """Returns the operations of a step, as torch counts them.
+
+        These are products and convolutions, forward and backward.
+        """
         from torch.utils.flop_counter import FlopCounterMode
 
         with FlopCounterMode(display=False) as counter:

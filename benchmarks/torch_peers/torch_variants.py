@@ -1,4 +1,7 @@
-"""Variants of a PyTorch program with equal results: as the authors' code works, or as fast as PyTorch permits."""
+"""Variants of a PyTorch program with equal results.
+
+A variant works as the authors' code, or as fast as PyTorch permits.
+"""
 
 from dataclasses import dataclass
 
@@ -41,7 +44,10 @@ VARIANTS = {variant.name: variant for variant in (AUTHORS, TUNED, EAGER)}
 
 
 def compiled(function, variant: Variant, device):
-    """Compiles `function` if the variant is compiled; on a GPU with "max-autotune" and CUDA graphs."""
+    """Compiles `function` if the variant is compiled.
+
+    On a GPU it is compiled with "max-autotune" and CUDA graphs.
+    """
     import torch
 
     if not variant.compiled:

@@ -1,7 +1,8 @@
-"""ViDT's step in PyTorch: a Swin with detection tokens, deformable attention by `grid_sample`, matching by SciPy.
+"""ViDT's step in PyTorch: a Swin with detection tokens.
 
-Written from the published names and equations. Images fill a batch up to its largest height and width, as on one device
-of the published program. Neither dropout nor stochastic depth.
+Deformable attention is computed by `grid_sample`, the matching by SciPy. Written from the published names and
+equations. Images fill a batch up to its largest height and width, as on one device of the published program. Neither
+dropout nor stochastic depth.
 """
 
 import math
@@ -16,7 +17,10 @@ from cdl_jax.models.detection import state_dicts
 
 
 class Attention(nn.Module):
-    """Window attention of patches; detection tokens attend to themselves and, in a cross stage, to all patches."""
+    """Window attention of patches, and attention of detection tokens.
+
+    Detection tokens attend to themselves and, in a cross stage, to all patches.
+    """
 
     def __init__(self, dim: int, heads: int, window: int):
         super().__init__()
@@ -63,7 +67,10 @@ class Attention(nn.Module):
 
 
 def shift_mask(rows: int, columns: int, window: int, shift: int):
-    """Returns what separates the parts of shifted windows, `[windows, window^2, window^2]`: 0 or -100."""
+    """Returns the mask that separates the parts of shifted windows.
+
+    It is `[windows, window^2, window^2]`, with values 0 or -100.
+    """
 
     def labels(count):
         position = torch.arange(count * window)
@@ -162,7 +169,10 @@ def resize_mask(mask, size):
 
 
 def sine_positions(mask, dim: int):
-    """Returns `[batch, height, width, dim]`: sines and cosines of the share of the rows and columns so far."""
+    """Returns sine positions `[batch, height, width, dim]`.
+
+    They are sines and cosines of the share of the rows and columns so far.
+    """
     count = dim // 2
     frequency = 10000.0 ** (2 * (torch.arange(count) // 2) / count)
     unmasked, parts = (~mask).float(), []
@@ -240,7 +250,10 @@ class Transformer(nn.Module):
 
 
 class Detector(nn.Module):
-    """Images and their padding masks to logits and boxes of all levels, with box refinement."""
+    """Maps images and their padding masks to logits and boxes of all levels.
+
+    The boxes are refined from level to level.
+    """
 
     def __init__(self, options, classes: int):
         super().__init__()
@@ -291,7 +304,10 @@ class ViDT(nn.Module):
         self.detector.load_state_dict({name: torch.tensor(array) for name, array in state.items()})
 
     def groups(self, fused: bool):
-        """AdamW; in the backbone vectors and the detection tokens with their positions have no decay."""
+        """Returns AdamW and its parameters.
+
+        Vectors of the backbone have no decay, nor do the detection tokens and their positions.
+        """
         optim, spared, decayed = self.config.optim, [], []
         for name, parameter in self.detector.named_parameters():
             in_backbone = name.startswith("backbone.")
@@ -351,7 +367,10 @@ def giou(boxes, others):
 
 
 def match(options, logits, predicted, labels, boxes):
-    """Returns images, queries and targets of all pairs of one level; targets are numbered over the batch."""
+    """Returns images, queries and targets of all pairs of one level.
+
+    Targets are numbered over the batch.
+    """
     sizes = [len(own) for own in labels]
     p, wanted = logits.sigmoid(), torch.cat(boxes)
     hit = 0.25 * (1 - p) ** 2 * -(p + 1e-8).log()

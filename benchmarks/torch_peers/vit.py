@@ -1,4 +1,7 @@
-"""Vision Transformer with prompts in any layer: what `cdl_jax.models.vit.ViT` computes, from the same weights."""
+"""Vision Transformer with prompts in any layer.
+
+It computes the same as `cdl_jax.models.vit.ViT`, from the same weights.
+"""
 
 from typing import NamedTuple
 
@@ -10,7 +13,13 @@ EPSILON = 1e-6
 
 
 class Prompt(NamedTuple):
-    """(keys, values) `[batch, length, dim]` around the tokens' own; or, each `[dim]`, for the class token."""
+    """Keys and values of the prompts in one layer.
+
+    Attributes:
+        prefix: (keys, values) `[batch, length, dim]`, ahead of the tokens' own.
+        suffix: (keys, values) `[batch, length, dim]`, behind the tokens' own.
+        additive: (key, value), each `[dim]`, added to those of the class token.
+    """
 
     prefix: tuple | None = None
     suffix: tuple | None = None
@@ -18,7 +27,10 @@ class Prompt(NamedTuple):
 
 
 class Block(nn.Module):
-    """Pre-norm block on `[batch, tokens, dim]`; `fused` is whether torch's own attention is used."""
+    """Pre-norm block on `[batch, tokens, dim]`.
+
+    fused: whether torch's own attention is used.
+    """
 
     def __init__(self, dim: int, heads: int, hidden: int, fused: bool):
         super().__init__()
@@ -73,7 +85,10 @@ class ViT(nn.Module):
         self._fill(params, patch)
 
     def forward(self, images, prompts=None, last_tokens=None, correlation: bool = False):
-        """prompts: layer -> `Prompt`. last_tokens: `[batch, n, dim]`, behind the patches, without position."""
+        """Computes the tokens of images.
+
+        prompts: layer -> `Prompt`. last_tokens: `[batch, n, dim]`, behind the patches, without position.
+        """
         prompts = prompts or {}
         patches = self.patch_embed(images).flatten(2).transpose(1, 2)
         x = torch.cat([self.cls_token.expand(len(images), -1, -1), patches], dim=1) + self.pos_embed

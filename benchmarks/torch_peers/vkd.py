@@ -1,4 +1,7 @@
-"""VkD's step in PyTorch: a DeiT with a convolutional stem learns from a ResNet, from the weights of a run of ours."""
+"""VkD's step in PyTorch: a DeiT learns from a ResNet.
+
+The DeiT has a convolutional stem. The weights are those of a run of ours.
+"""
 
 import torch
 from torch import nn
@@ -25,7 +28,10 @@ class Convolutions(nn.Module):
 
 
 class DeiT(nn.Module):
-    """Images to (class logits, distillation logits, mean patch); the second token is the mean of the patches."""
+    """Maps images to (class logits, distillation logits, mean patch).
+
+    The second token is the mean of the patches.
+    """
 
     def __init__(self, options, network, classes: int, fused: bool):
         super().__init__()
@@ -82,7 +88,10 @@ class VkD(nn.Module):
         return [(adamw, decayed + spared)]
 
     def loss(self, images, labels):
-        """(cross-entropy with smoothed labels, the feature's and the logits' term; the class head's logits)."""
+        """Returns (loss, the class head's logits).
+
+        The loss sums the weighted cross-entropy with smoothed labels, the feature's term and the logits' term.
+        """
         options = self.config.distill
         with torch.no_grad():
             teacher_logits, feature = self.teacher(images)

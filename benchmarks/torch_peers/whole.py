@@ -1,9 +1,10 @@
-"""A whole run in PyTorch, from the command to the accuracies: all tasks, both phases, tests on all tasks seen so far.
+"""A whole run in PyTorch, from the command to the accuracies.
 
     python -m benchmarks.torch_peers.whole FOLDER VARIANT
 
-FOLDER has `config.json`, the resolved config of our run, and `variables.npz`, what its networks start from. The mean
-accuracies after each task go to `acc.csv` and `acc_s.csv`, those after the last, by task, to the standard output.
+The run has all tasks, both phases, and tests on all tasks seen so far. FOLDER has `config.json`, the resolved config of
+our run, and `variables.npz`, what its networks start from. The mean accuracies after each task go to `acc.csv` and
+`acc_s.csv`, those after the last, by task, to the standard output.
 """
 
 import json
@@ -49,7 +50,10 @@ def main(folder: Path, name: str):
 
 
 def nested(arrays) -> dict:
-    """Arrays of names with slashes as nested dicts; flax has this, but would bring jax into a command without it."""
+    """Returns arrays of names with slashes as nested dicts.
+
+    flax has this function, but its import would load jax into a command without jax.
+    """
     tree = {}
     for name in arrays.files:
         *parts, last = name.split("/")
@@ -94,7 +98,10 @@ def batches(config, split, rows, variant, device):
 
 
 def tested(config, networks, split, rows, variant, device):
-    """Returns the accuracy in percent of teacher and student on the images of `rows`, over the classes seen so far."""
+    """Returns the accuracy in percent of teacher and student on the images of `rows`.
+
+    Predictions are over the classes seen so far.
+    """
     _, _, end = networks.place
     right, count, size = [0, 0], config.eval.batch_size, config.student.image_size
     if variant.watched:

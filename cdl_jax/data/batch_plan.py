@@ -212,7 +212,7 @@ class BatchPlan:
         return sampling.epoch_order(count, min(self.num_public, count), seed=seed, purpose=(_PUBLIC,))[0]
 
     def _herded_limits(self, task, phase):
-        """Returns the most rows of each class that a herded memory may contribute while the task is learned."""
+        """Returns the most rows of each class from a herded memory in a task's phase."""
         current = self.stream.tasks[task]
         num_classes = current.end if phase.balanced else current.first
         return replay.herded_lengths(phase.replay.capacity, num_classes, phase.replay.per_class)

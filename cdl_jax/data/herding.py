@@ -1,4 +1,4 @@
-"""Selects the images of each class whose mean feature is closest to the mean of the class.
+"""Selects images of each class whose mean feature is closest to the class mean.
 
 The selection depends on a network's weights, so it cannot be planned. The memory is an array of the run's variables,
 int32 `[classes, width]`. Row c lists training images of class c of the stream, the most typical first. -1 fills the

@@ -1,4 +1,7 @@
-"""Decodes and transforms images of a split on the host, as a random-access source for grain."""
+"""Decodes and transforms images of a split on the host.
+
+`ImageDataset` is a random-access source for grain.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

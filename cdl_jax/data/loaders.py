@@ -181,7 +181,10 @@ class HostLoader:
 
     @functools.cached_property
     def _cache(self):
-        """Returns the cache of decoded files; None without one, and for processes, which share no memory."""
+        """Returns the cache of decoded files, or None.
+
+        It is None if `cache_mb` is 0, for a split that is an array, and for processes, which share no memory.
+        """
         limit = self.options["cache_mb"] * 2**20
         return DecodedCache(limit) if limit and self.split.images is None and not self.options["num_workers"] else None
 
@@ -224,7 +227,9 @@ class HostLoader:
 def make_loader(
     split: Split, mesh: Mesh, options: Mapping[str, Any], size: int, labels: np.ndarray | None = None
 ) -> DeviceLoader | HostLoader:
-    """Returns a `DeviceLoader` for an array of at most `device_data_limit_mb`, else a `HostLoader`.
+    """Returns the loader of a split.
+
+    A split that is an array of at most `device_data_limit_mb` MiB has a `DeviceLoader`, any other a `HostLoader`.
 
     Args:
       split: labels int32 `[n]` with uint8 images `[n, height, width, 3]`, or without images and with files.
@@ -244,7 +249,10 @@ def make_loader(
 
 
 def fits_device(split: Split, limit_mb: int) -> bool:
-    """Returns whether a split is an array of at most `limit_mb` MiB, which a `DeviceLoader` holds."""
+    """Returns whether a split is an array of at most `limit_mb` MiB.
+
+    A `DeviceLoader` holds such an array.
+    """
     return split.images is not None and split.images.nbytes <= limit_mb * 2**20
 
 
@@ -328,9 +336,9 @@ def _stack_function(out_sharding):
 
 
 def _local_columns(mesh, order):
-    """Returns this process's columns of `[steps, batch, ...]`: those that its devices hold of each batch.
+    """Returns this process's columns of `[steps, batch, ...]`.
 
-    The columns of an incomplete batch come first, with -1 behind them.
+    Its devices hold these columns of each batch. The columns of an incomplete batch come first, with -1 behind them.
     """
     low, high = local_bounds(mesh, order.shape[1])
     local = order[:, low:high].copy()
@@ -344,7 +352,10 @@ def _local_columns(mesh, order):
 
 
 def _batch_sizes(order) -> list[int]:
-    """Returns the number of images in each batch of `[steps, batch, ...]`; axes of learners and seeds may come last."""
+    """Returns the number of images in each batch of `[steps, batch, ...]`.
+
+    Axes of learners and seeds may come last.
+    """
     first = order[(..., *(0,) * (order.ndim - 2))]
     return (first >= 0).sum(axis=1).tolist()
 

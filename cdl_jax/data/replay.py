@@ -1,4 +1,4 @@
-"""Selects the rows of earlier tasks that a memory holds, and their order in later batches.
+"""Selects rows of earlier tasks for a memory, and orders them in later batches.
 
 All functions are pure functions of the seed and the position in the run, so nothing is saved. The rows of a memory that
 a network chooses are an argument.

@@ -1,4 +1,7 @@
-"""Orders the rows of a split into batches. All functions are pure, so nothing is saved to resume."""
+"""Orders the rows of a split into batches.
+
+All functions are pure, so nothing is saved to resume.
+"""
 
 import numpy as np
 

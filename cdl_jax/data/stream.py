@@ -123,7 +123,10 @@ class Split:
 
 @runtime_checkable
 class StreamData(Protocol):
-    """The result of a source: a `Dataset`, or images with boxes, see `data.detection.streams`."""
+    """The result of a source: a `Dataset`, or images with boxes.
+
+    Images with boxes are a `data.detection.streams.DetectionData`.
+    """
 
     def into_stream(self, **options: Any) -> "Stream":
         """Returns the stream of tasks for options of `OPTIONS`."""
@@ -611,7 +614,10 @@ def _relabel(split, order, num_classes, limit, of_domains):
 
 
 def _check_images(stream, validation_fraction):
-    """Raises UserError if a task or class lacks training or test images; `validation_fraction` may be the cause."""
+    """Raises UserError if a task or a class lacks training or test images.
+
+    `validation_fraction` may be the cause.
+    """
     counts = [np.bincount(split.labels, minlength=stream.num_classes) for split in (stream.train, stream.test)]
     changes = ("lower", "raise") if validation_fraction else ("", "")
     remedies = [

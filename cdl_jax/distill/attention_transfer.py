@@ -1,4 +1,7 @@
-"""Attention transfer (Zagoruyko and Komodakis, ICLR 2017): where the networks look, block by block."""
+"""Attention transfer (Zagoruyko and Komodakis, ICLR 2017), block by block.
+
+The scheme compares the attention of both networks over the patches.
+"""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,7 @@
-"""DIST (Huang et al., NeurIPS 2022): correlations of probabilities over classes, and over the images of a batch."""
+"""DIST (Huang et al., NeurIPS 2022): correlations of probabilities.
+
+The correlations are over the classes of each image, and over the images of a batch for each class.
+"""
 
 import jax
 import jax.numpy as jnp

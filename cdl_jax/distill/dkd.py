@@ -1,7 +1,7 @@
-"""Decoupled knowledge distillation (Zhao et al., CVPR 2022) over the current task's classes.
+"""Decoupled knowledge distillation (Zhao et al., CVPR 2022).
 
 The divergence from the teacher is the sum of two parts, each with its own weight: the divergence of "target class or
-not" (TCKD), and the divergence among the other classes (NCKD).
+not" (TCKD), and the divergence among the other classes (NCKD). The classes are by default those of the current task.
 """
 
 import jax

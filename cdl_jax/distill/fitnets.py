@@ -1,4 +1,7 @@
-"""FitNets (Romero et al., 2015) as the baseline of CDL: logit distillation plus a loss on the last tokens."""
+"""FitNets (Romero et al., 2015): logit distillation and a loss on the last tokens.
+
+The scheme has the form of CDL's baseline.
+"""
 
 import flax.linen as nn
 import jax.numpy as jnp

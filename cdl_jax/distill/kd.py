@@ -1,4 +1,7 @@
-"""Logit distillation (Hinton et al., 2015) over the classes of the current task, as in the CDL papers."""
+"""Logit distillation (Hinton et al., 2015).
+
+The softmax spans by default the classes of the current task, as in the CDL papers.
+"""
 
 from collections.abc import Callable
 

@@ -1,9 +1,10 @@
-"""D-CDL, called KDP in version 3 of the paper (arXiv 2407.13911): a distillation token with its own prompts.
+"""D-CDL: a distillation token with its own prompts.
 
-The student gets a learned token behind its patches and, in later blocks, learned vectors behind its keys and values. A
-second head reads the token and is trained with the teacher's logits. The first head reads the class token and is
-trained with the labels. Token, prompts and second head are kept from task to task. Variant "deit" is the KD-Token of
-version 2, after DeiT (Touvron et al., 2021): only a token, ahead of the class token.
+In version 3 of the paper (arXiv 2407.13911) the scheme has the name KDP. The student gets a learned token behind its
+patches and, in later blocks, learned vectors behind its keys and values. A second head reads the token and is trained
+with the teacher's logits. The first head reads the class token and is trained with the labels. Token, prompts and
+second head persist over the tasks. Variant "deit" is the KD-Token of version 2, after DeiT (Touvron et al., 2021): only
+a token, ahead of the class token.
 """
 
 import flax.linen as nn

@@ -1,4 +1,7 @@
-"""Logit standardization (Sun et al., CVPR 2024): logit distillation of logits with mean 0 and variance 1."""
+"""Logit standardization (Sun et al., CVPR 2024) before logit distillation.
+
+The standardized logits have mean 0 and variance 1.
+"""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,7 @@
-"""Mean squared error of logits (Ba and Caruana, NeurIPS 2014) over the classes of the current task."""
+"""Mean squared error of logits (Ba and Caruana, NeurIPS 2014).
+
+The mean is by default over the classes of the current task.
+"""
 
 import jax
 import jax.numpy as jnp

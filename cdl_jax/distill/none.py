@@ -1,4 +1,7 @@
-"""No distillation: the student is trained like a teacher, by cross-entropy of weight 1 and the loss of its pool."""
+"""No distillation: the student is trained like a teacher.
+
+The loss is the cross-entropy, of weight 1, plus the loss of the student's pool.
+"""
 
 import jax.numpy as jnp
 from ml_collections import ConfigDict

@@ -1,7 +1,7 @@
-"""The student's own past: its outputs before the task are distilled over the old classes, beside those of a teacher.
+"""Distillation of the student's own past over the old classes, beside a teacher.
 
-This is Learning without Forgetting (Li and Hoiem, ECCV 2016) for any learner. In the first task there are no old
-classes, and the loss of the past is 0.
+The past consists of the student's outputs before the task. This is Learning without Forgetting (Li and Hoiem, ECCV
+2016) for any learner. In the first task there are no old classes, and the loss of the past is 0.
 """
 
 import jax.numpy as jnp

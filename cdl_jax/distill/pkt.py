@@ -1,4 +1,7 @@
-"""Probabilistic knowledge transfer (Passalis and Tefas, ECCV 2018): the neighbors of each image of a batch."""
+"""Probabilistic knowledge transfer (Passalis and Tefas, ECCV 2018).
+
+The scheme compares the neighbors of each image of a batch.
+"""
 
 import jax
 import jax.numpy as jnp

@@ -1,8 +1,9 @@
-"""CDL-Prompt, version 1 of CDL (arXiv 2407.13911v1): the teacher's prompts, mapped to the student's width.
+"""CDL-Prompt: the teacher's prompts, mapped to the student's width.
 
-In each layer the teacher's mapped prompt is a prefix of the student, ahead of the student's own prefix. A second head
-on the class token is trained with the teacher's logits, the first head with the labels. The prediction is the mean of
-both heads' logits. The student needs the teacher's prompts in evaluation too.
+CDL-Prompt is version 1 of CDL (arXiv 2407.13911v1). In each layer the teacher's mapped prompt is a prefix of the
+student, ahead of the student's own prefix. A second head on the class token is trained with the teacher's logits, the
+first head with the labels. The prediction is the mean of both heads' logits. The student needs the teacher's prompts in
+evaluation too.
 """
 
 from collections.abc import Mapping

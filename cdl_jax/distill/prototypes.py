@@ -1,7 +1,8 @@
-"""Prototypes: the class means of a batch, of the student's projected features and of the teacher's, are aligned.
+"""Prototypes: the class means of student and teacher are aligned.
 
-A scheme of this package, without a paper of its own. Single features may differ from the teacher's; only the means, by
-which nearest-mean classifiers decide, are drawn to it.
+The means are those of a batch, of the student's projected features and of the teacher's features. A scheme of this
+package, without a paper of its own. Single features may differ from the teacher's; only the means, by which
+nearest-mean classifiers decide, are drawn to it.
 """
 
 import flax.linen as nn

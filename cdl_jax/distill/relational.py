@@ -1,4 +1,7 @@
-"""Relational knowledge distillation (Park et al., CVPR 2019): distances and angles between the features of a batch."""
+"""Relational knowledge distillation (Park et al., CVPR 2019).
+
+The scheme compares distances and angles between the features of a batch.
+"""
 
 from functools import partial
 

@@ -1,7 +1,7 @@
-"""ReviewKD (Chen et al., CVPR 2021) for tokens, as in CDL: logit distillation plus a loss on fused tokens.
+"""ReviewKD (Chen et al., CVPR 2021) for tokens, as in CDL.
 
-From the last block to the first, the student's tokens are fused with the result of the block behind. The result of each
-level is compared with one of the teacher's last blocks.
+The scheme is logit distillation plus a loss on fused tokens. From the last block to the first, the student's tokens are
+fused with the result of the block behind. The result of each level is compared with one of the teacher's last blocks.
 """
 
 from collections.abc import Sequence
@@ -45,10 +45,13 @@ class Review(nn.Module):
 
     @nn.compact
     def __call__(self, blocks: Sequence[jax.Array]) -> list[jax.Array]:
-        """Returns float32 `[batch, tokens, teacher_dim]` for each of `blocks`, first to last.
+        """Returns the fused tokens of each block.
 
         Args:
           blocks: float32 `[batch, tokens, student_dim]` for each of the last `levels` blocks, first to last.
+
+        Returns:
+          float32 `[batch, tokens, teacher_dim]` for each of `blocks`, first to last.
         """
 
         def dense(features, name):

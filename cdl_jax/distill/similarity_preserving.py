@@ -1,4 +1,7 @@
-"""Similarity-preserving distillation (Tung and Mori, ICCV 2019): which images of a batch have similar features."""
+"""Similarity-preserving distillation (Tung and Mori, ICCV 2019).
+
+The student learns which images of a batch have similar features.
+"""
 
 import jax
 from ml_collections import ConfigDict

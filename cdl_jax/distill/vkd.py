@@ -1,8 +1,11 @@
-"""VkD (Miles et al., CVPR 2024, arXiv 2403.06213): an orthogonal projection and normalized features.
+"""VkD: an orthogonal projection and normalized features.
 
 One vector of the student (in the paper the mean of its patch tokens) is mapped into the teacher's width. The matrix has
 orthonormal columns, so it can neither scale nor drop a direction. The teacher's vector is normalized to mean 0 and
 variance 1.
+
+Source:
+  Miles et al., CVPR 2024, arXiv 2403.06213.
 """
 
 from collections.abc import Container

@@ -123,7 +123,9 @@ def build(options: ConfigDict, teacher: NetworkSpec, student: NetworkSpec) -> Sc
 
 
 def check_growth(config: ConfigDict, num_tasks: int, new_config: ConfigDict, new_num_tasks: int) -> None:
-    """Checks that a longer stream leaves the variables of each term their places, see `distill.base`.
+    """Checks that a longer stream leaves the variables of each term their places.
+
+    See `distill.base`.
 
     Raises:
       UserError: the variables of a term cannot begin those of a longer stream.

@@ -70,21 +70,27 @@ class Evaluation:
         return {number: self.numbers([number]) for number in self.categories}
 
     def curves(self, iou: float = 0.5) -> np.ndarray:
-        """Returns precision over `recall_grid` for each category, float64 `[categories, 101]`.
+        """Returns precision over `recall_grid` for each category.
 
         Args:
           iou: one of `iou_thresholds`.
+
+        Returns:
+          float64 `[categories, 101]`.
         """
         (position,) = np.flatnonzero(np.isclose(self.iou_thresholds, iou))
         return self.precision[position, :, :, _ALL, _TOP100].T
 
     def mean_curve(self, iou: float = 0.5) -> np.ndarray:
-        """Returns precision over `recall_grid` as a mean over the categories with objects, float64 `[101]`.
+        """Returns the mean precision over `recall_grid` of the categories with objects.
 
-        Its mean is the AP of the threshold. Each value is `MISSING` where no category has objects.
+        The mean of the curve is the AP of the threshold. Each value is `MISSING` where no category has objects.
 
         Args:
           iou: one of `iou_thresholds`.
+
+        Returns:
+          float64 `[101]`.
         """
         return np.array([_mean(values) for values in self.curves(iou).T])
 

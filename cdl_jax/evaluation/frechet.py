@@ -107,7 +107,7 @@ def inception_score(probabilities: np.ndarray, splits: int = 10) -> tuple[float,
 
 
 def to_levels(images, xp=np):
-    """Returns images in [-1, 1] as integer levels, uint8 of the same shape; halves are rounded up.
+    """Returns images in [-1, 1] as integer levels.
 
     >>> to_levels(np.array([-1.0, 0.0, 1.0])).tolist()
     [0, 128, 255]
@@ -115,6 +115,9 @@ def to_levels(images, xp=np):
     Args:
       images: float `[...]`.
       xp: jax.numpy if traced; NumPy, the default, on the host.
+
+    Returns:
+      uint8 of the same shape; halves are rounded up.
     """
     return xp.floor((xp.asarray(images, float) / 2 + 0.5) * 255 + 0.5).clip(0, 255).astype(xp.uint8)
 

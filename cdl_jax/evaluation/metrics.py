@@ -1,4 +1,6 @@
-"""Defines the metrics of a run over a stream. The docstring of a metric is its definition in results.json.
+"""Defines the metrics of a run over a stream.
+
+The first paragraph of a metric's docstring is the metric's definition in results.json.
 
 Most are functions of the accuracy matrix A: A[i, j] is the percent of task j's test images that are correct after
 learning task i, predicted over all classes seen until then, without task identity; T is the number of tasks. Methods
@@ -19,7 +21,10 @@ from cdl_jax.errors import UserError
 
 
 def as_matrix(rows) -> np.ndarray:
-    """Returns float64 `[T, T]` from rows of 1, 2, ..., T numbers, with NaN above the diagonal.
+    """Returns rows of 1, 2, ..., T numbers as a matrix with NaN above the diagonal.
+
+    Returns:
+      float64 `[T, T]`.
 
     Raises:
       UserError: row i has not i + 1 numbers.
@@ -64,12 +69,14 @@ def worst_task(matrix) -> float:
 
 
 def forgetting_cdl(matrix) -> float:
-    """sum over j of (A[j, j] - A[T-1, j]) / T: what the CDL program prints and its tables show."""
+    """sum over j of (A[j, j] - A[T-1, j]) / T:
+    what the CDL program prints and its tables show."""
     return float((np.diag(matrix) - matrix[-1]).sum() / len(matrix))
 
 
 def forgetting_coda(matrix) -> float:
-    """1/(T-1) sum over t >= 1 of 1/t sum over i < t of (A[t-1, i] - A[t, i]): CODA-Prompt's."""
+    """1/(T-1) sum over t >= 1 of 1/t sum over i < t of (A[t-1, i] - A[t, i]):
+    CODA-Prompt's."""
     steps = [(matrix[t - 1, :t] - matrix[t, :t]).mean() for t in range(1, len(matrix))]
     return float(np.mean(steps))
 
@@ -85,7 +92,8 @@ def backward_transfer(matrix) -> float:
 
 
 def forgetting_by_task(matrix, best: bool = False) -> np.ndarray:
-    """A[j, j] - A[T-1, j] of each task j but the last; its mean is the negative backward transfer.
+    """A[j, j] - A[T-1, j] of each task j but the last;
+    its mean is the negative backward transfer.
 
     float64 `[T-1]`; with `best`, max over j <= k < T-1 of A[k, j] - A[T-1, j].
     """
@@ -102,8 +110,8 @@ def forgetting_after_each(matrix) -> np.ndarray:
 
 
 def stream_accuracy(row, counts=None) -> float:
-    """mean over all j of S[T-1, j] weighted by task j's test images: every image of the stream counts alike, of a task
-    learned already or not."""
+    """mean over all j of S[T-1, j] weighted by task j's test images:
+    every image of the stream counts alike, of a task learned already or not."""
     # A run that was continued has shorter rows from before its further tasks.
     return float(np.average(row, weights=None if counts is None else counts[: len(row)]))
 
@@ -114,33 +122,36 @@ def stream_accuracy_by_task(row) -> float:
 
 
 def forward_transfer(pretask_accuracy, initial_accuracy) -> float:
-    """mean over j >= 1 of pretask_accuracy[j] - initial_accuracy[j]: percent on task j over the classes up to it, just
-    before it is learned and at the untrained start (Lopez-Paz and Ranzato, 2017)."""
+    """mean over j >= 1 of pretask_accuracy[j] - initial_accuracy[j]:
+    percent on task j over the classes up to it, just before it is learned and at the untrained start (Lopez-Paz and
+    Ranzato, 2017)."""
     pretask, initial = np.asarray(pretask_accuracy, np.float64), np.asarray(initial_accuracy, np.float64)
     return float((pretask - initial[: len(pretask)])[1:].mean())
 
 
 def ece_last(seen) -> float:
-    """expected calibration error over the test images of all tasks together after learning task T-1: 15 bins of
-    equal width of the top probability over the classes of prediction, sum over bins of |correct - sum of
-    probabilities| / images, in percent (Guo et al., 2017)."""
+    """expected calibration error over the test images of all tasks together
+    after learning task T-1: 15 bins of equal width of the top probability over the classes of prediction, sum over bins
+    of |correct - sum of probabilities| / images, in percent (Guo et al., 2017)."""
     return float(seen[-1])
 
 
 def ece_average_incremental(seen) -> float:
-    """mean over i of the expected calibration error over the test images of tasks 0..i together after learning task
-    i."""
+    """mean over i of the expected calibration error
+    over the test images of tasks 0..i together after learning task i."""
     return float(np.mean(seen))
 
 
 def ece_last_by_task(matrix) -> float:
-    """mean over j of E[T-1, j]: the calibration error of each task's test images by themselves."""
+    """mean over j of E[T-1, j]:
+    the calibration error of each task's test images by themselves."""
     return float(matrix[-1].mean())
 
 
 def task_incremental_last(matrix) -> float:
-    """mean over j of O[T-1, j]; O[i, j] is the percent of task j's test images that are correct after learning task i,
-    predicted over the classes of task j, with task identity."""
+    """mean over j of O[T-1, j];
+    O[i, j] is the percent of task j's test images that are correct after learning task i, predicted over the classes of
+    task j, with task identity."""
     return float(matrix[-1].mean())
 
 
@@ -150,8 +161,9 @@ def task_incremental_learning(matrix) -> float:
 
 
 def agreement_last(agreement, kl) -> float:
-    """mean over j of G[T-1, j]; G[i, j] is the percent of task j's test images for which teacher and student name the
-    same class after learning task i."""
+    """mean over j of G[T-1, j];
+    G[i, j] is the percent of task j's test images for which teacher and student name the same class after learning task
+    i."""
     del kl
     return float(agreement[-1].mean())
 
@@ -163,8 +175,9 @@ def agreement_learning(agreement, kl) -> float:
 
 
 def kl_last(agreement, kl) -> float:
-    """mean over j of D[T-1, j]; D[i, j] is the mean over task j's test images of KL(teacher || student) in nats,
-    softmax at temperature 1 over the classes seen, after learning task i."""
+    """mean over j of D[T-1, j];
+    D[i, j] is the mean over task j's test images of KL(teacher || student) in nats, softmax at temperature 1 over the
+    classes seen, after learning task i."""
     del agreement
     return float(kl[-1].mean())
 
@@ -223,7 +236,7 @@ def named_metrics(
 
 
 def stream_metrics(rows, test_counts) -> dict[str, float | None]:
-    """Returns the accuracy over all tasks of a stream by name; None where it was not measured.
+    """Returns the accuracy over all tasks of a stream by name; None: not measured.
 
     Args:
       rows: accuracy on every task of the stream, after each finished task.
@@ -261,7 +274,7 @@ def means(networks: list[dict]) -> dict[str, float | None]:
 
 
 def calibration_metrics(rows, seen) -> dict[str, float | None]:
-    """Returns the calibration metrics of a network by name; None where they were not measured.
+    """Returns the calibration metrics of a network by name; None: not measured.
 
     Args:
       rows: expected calibration error in percent on each task, as rows of 1, 2, ... numbers.

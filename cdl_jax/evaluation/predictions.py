@@ -1,4 +1,4 @@
-"""Holds what networks predict for images: classes with probabilities, or boxes with scores."""
+"""Holds predictions for images: classes with probabilities, or boxes with scores."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -45,14 +45,20 @@ class ClassPredictions:
         return [self.class_names[label] for label in self.labels]
 
     def top_labels(self, k: int = 5) -> list[list[int]]:
-        """Returns the columns of the k most probable classes of each image, without excluded classes."""
+        """Returns the columns of the k most probable classes of each image.
+
+        Excluded classes are left out.
+        """
         order = np.argsort(-self.logits, axis=1, kind="stable")[:, :k].tolist()
         return [
             [label for label in labels if row[label] > -np.inf] for labels, row in zip(order, self.logits, strict=True)
         ]
 
     def top(self, k: int = 5) -> list[list[tuple[str, float]]]:
-        """Returns the k most probable classes of each image as (name, probability), the most probable first."""
+        """Returns the k most probable classes of each image as (name, probability).
+
+        The most probable class is first.
+        """
         return [
             [(self.class_names[label], float(row[label])) for label in labels]
             for labels, row in zip(self.top_labels(k), self.probabilities, strict=True)

@@ -1,4 +1,7 @@
-"""Measures the similarity of representations (HSIC, CKA), and embeds features in the plane (t-SNE)."""
+"""Computes HSIC and CKA of representations, and t-SNE of features.
+
+HSIC and CKA measure the similarity of representations. t-SNE embeds features in the plane.
+"""
 
 from collections.abc import Iterable, Sequence
 
@@ -33,11 +36,13 @@ def intermediates(module, variables, images, paths: Iterable[str] | None = None)
 
 
 def hsic(k: np.ndarray, m: np.ndarray) -> float:
-    """Returns the unbiased Hilbert-Schmidt independence criterion of two Gram matrices (Song et al., 2012).
+    """Returns the unbiased Hilbert-Schmidt independence criterion.
 
     Args:
-      k: `[n, n]`, n >= 4; the diagonal is ignored.
+      k: Gram matrix `[n, n]`, n >= 4; the diagonal is ignored.
       m: likewise.
+
+    Source: Song et al., 2012.
     """
     n = len(k)
     k, m = k * (1 - np.eye(n)), m * (1 - np.eye(n))
@@ -48,14 +53,14 @@ def hsic(k: np.ndarray, m: np.ndarray) -> float:
 
 
 def hsic_terms(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> np.ndarray:
-    """Returns `hsic` of (first, first), (first, second), (second, second) for each pair of layers.
+    """Returns `hsic` within and between two networks for each pair of layers.
 
     Args:
       first: the outputs of each layer for one batch, `[batch, ...]` with at least 4 images.
       second: likewise of the other network.
 
     Returns:
-      float64 `[3, a, b]`.
+      float64 `[3, a, b]`: `hsic` of (first, first), (first, second), (second, second).
     """
     first_grams = [_gram(x) for x in first]
     second_grams = first_grams if second is first else [_gram(x) for x in second]
@@ -65,12 +70,16 @@ def hsic_terms(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> np.
 
 
 def cka(batches: Iterable[tuple[Sequence[np.ndarray], Sequence[np.ndarray]]]) -> np.ndarray:
-    """Returns the linear centered kernel alignment of two networks' layers, float64 `[a, b]`, by minibatches.
+    """Returns the linear centered kernel alignment of two networks' layers.
 
-    Each term is a mean over batches, so memory holds one batch. The terms are computed in float64: in float32 those of
-    nearly constant layers may become negative.
+    Each term is a mean over minibatches, so memory holds one minibatch. The terms are computed in float64: in float32
+    the terms of nearly constant layers may become negative.
 
-    batches: the arguments of `hsic_terms` for each batch.
+    Args:
+      batches: the arguments of `hsic_terms` for each minibatch.
+
+    Returns:
+      float64 `[a, b]`.
 
     Source: Nguyen et al., 2021.
     """
@@ -79,11 +88,13 @@ def cka(batches: Iterable[tuple[Sequence[np.ndarray], Sequence[np.ndarray]]]) ->
 
 
 def linear_cka(x: np.ndarray, y: np.ndarray) -> float:
-    """Returns the biased linear centered kernel alignment of all images at once (Kornblith et al., 2019).
+    """Returns the biased linear centered kernel alignment of all images at once.
 
     Args:
       x: features `[n, ...]`.
       y: features `[n, ...]`.
+
+    Source: Kornblith et al., 2019.
     """
     x, y = (m.reshape(len(m), -1).astype(np.float64) for m in (x, y))
     x, y = x - x.mean(axis=0), y - y.mean(axis=0)
@@ -99,9 +110,10 @@ def _gram(x):
 def tsne(
     features: np.ndarray, perplexity: float = 30.0, pca: int = 50, seed: int = 0, learning_rate: float | str = "auto"
 ) -> np.ndarray:
-    """Embeds features in the plane by standardization, PCA and exact t-SNE of scikit-learn, as DKT does.
+    """Embeds features in the plane by standardization, PCA and exact t-SNE.
 
-    The exaggeration of 4 is over 250 of the 1000 iterations (DKT: 100).
+    DKT has the same steps. The t-SNE is scikit-learn's. The exaggeration of 4 is over 250 of the 1000 iterations (DKT:
+    100).
 
     Args:
       features: `[n, ...]`.
@@ -133,7 +145,15 @@ def tsne(
 
 
 def project(features: np.ndarray, dims: int) -> np.ndarray:
-    """Projects centered features `[n, dim]` on their first principal axes, float64 `[n, dims]`; signs are arbitrary."""
+    """Projects centered features on their first principal axes.
+
+    Args:
+      features: `[n, dim]`.
+      dims: largest number of axes.
+
+    Returns:
+      float64 `[n, min(dims, n, dim)]`; signs are arbitrary.
+    """
     from sklearn.decomposition import PCA
 
     return PCA(min(dims, *features.shape), svd_solver="full").fit_transform(np.asarray(features, np.float64))

@@ -70,7 +70,9 @@ class StreamInfo:
 
     @property
     def classes_of(self) -> np.ndarray:
-        """Returns the classes of each task, bool `[tasks, classes]`, numbered in stream order.
+        """Returns the classes of each task, bool `[tasks, classes]`.
+
+        Classes are numbered in stream order.
 
         >>> StreamInfo(num_classes=3, task_sizes=(2, 1)).classes_of.tolist()
         [[True, True, False], [False, False, True]]
@@ -139,7 +141,9 @@ class Replay:
 
 @dataclass(frozen=True)
 class Phase:
-    """Describes `epochs` passes over a task's data; each batch goes through all updates inside one compiled step.
+    """Describes `epochs` passes over a task's data.
+
+    Each batch goes through all updates inside one compiled step.
 
     Attributes:
       name: of the phase, in logs and results.
@@ -183,7 +187,7 @@ class Phase:
 
 @dataclass(frozen=True)
 class Probe:
-    """Describes a prediction with one part of the method changed, for `--mode=analyze`.
+    """Describes a prediction of `--mode=analyze` with one part of the method changed.
 
     Attributes:
       predict: `(variables, images, context) -> {network: logits [batch, classes]}`. A sweep returns
@@ -200,9 +204,10 @@ class Probe:
 
 
 class Method(abc.ABC):
-    """Defines how networks learn a stream. Subclasses are frozen dataclasses; all functions are pure.
+    """Defines how networks learn a stream.
 
-    A subclass defines `networks`, `phases`, `image_size`, `init` and `predict`. Everything else has a default.
+    Subclasses are frozen dataclasses. All functions are pure. A subclass defines `networks`, `phases`, `image_size`,
+    `init` and `predict`. Everything else has a default.
 
     Attributes:
       networks: names of the networks that are evaluated, in the order of tables.
@@ -263,13 +268,19 @@ class Method(abc.ABC):
 
     @abc.abstractmethod
     def predict(self, variables: Variables, images: jax.Array, context: Context) -> tuple[dict, dict]:
-        """Returns `{network: logits [batch, classes]}` and `{network: {name: [batch, n]}}`.
+        """Returns the logits and the counts of each network.
 
-        The second dict holds counts, which evaluation sums over images.
+        Returns:
+          `{network: logits [batch, classes]}` and `{network: {name: [batch, n]}}`. The second dict holds counts, which
+          evaluation sums over images.
         """
 
     def load_pretrained(self, variables: Variables) -> Variables:
-        """Returns `variables`, or their shapes, with the pretrained weights of the config's files."""
+        """Returns the variables with the pretrained weights of the config's files.
+
+        Args:
+          variables: of the method, or their shapes.
+        """
         return variables
 
     def is_frozen(self, path: Path) -> bool:
@@ -298,7 +309,9 @@ class Method(abc.ABC):
         return {}
 
     def published_parameters(self, variables: Variables) -> dict[str, int]:
-        """Returns `{network: number of parameters}` of published programs that have parameters without use.
+        """Returns `{network: number of parameters}` of the published program.
+
+        A method overrides this function if the published program has parameters without use.
 
         Args:
           variables: of the method, or their shapes.
@@ -308,14 +321,19 @@ class Method(abc.ABC):
     def teacher_outputs(
         self, network: str, variables: Variables, images: jax.Array, context: Context, use_batch_statistics=False
     ) -> dict[str, jax.Array]:
-        """Returns the outputs of a network as the teacher of another run: `logits` and other named outputs.
+        """Returns the outputs of a network as the teacher of another run.
+
+        The outputs are `logits` and other named outputs.
 
         use_batch_statistics: normalize as in training; only where `supports_batch_statistics`.
         """
         return {"logits": self.predict(variables, images, context)[0][network]}
 
     def features(self, variables: Variables, images: jax.Array, context: Context) -> dict[str, dict]:
-        """Returns `{network: {layer: [batch, ...]}}` of test images; {} where there are no features."""
+        """Returns the features of test images, `{network: {layer: [batch, ...]}}`.
+
+        A method without features returns {}.
+        """
         return {}
 
     def probes(self) -> dict[str, Probe]:
@@ -342,9 +360,10 @@ class CachesQueries(abc.ABC):
 
 
 class Generates(abc.ABC):
-    """Marks a method for generation, whose generator and discriminator `training.generation` evaluates.
+    """Marks a method for generation.
 
-    Images are float32 `[batch, size, size, 3]` in [-1, 1].
+    `training.generation` evaluates the method's generator and discriminator. Images are float32
+    `[batch, size, size, 3]` in [-1, 1].
 
     Attributes:
       generated: number of images that an evaluation generates.
@@ -377,25 +396,31 @@ class Generates(abc.ABC):
 
     @abc.abstractmethod
     def measure(self, variables: Variables, images: jax.Array, context: Context) -> dict[str, jax.Array]:
-        """Returns `features` `[batch, dim]` of images by the measuring network, and `logits` if `has_score`.
+        """Applies the measuring network, which is frozen.
 
-        The network is frozen.
+        Returns:
+          `features` `[batch, dim]`, and `logits` if `has_score`.
         """
 
     @abc.abstractmethod
     def augmented_scores(self, variables: Variables, images: jax.Array, context: Context) -> jax.Array:
-        """Returns the discriminator's scores of augmented images for each class, `[batch, classes]`, above 0: real."""
+        """Returns the discriminator's scores of augmented images for each class.
+
+        Returns:
+          `[batch, classes]`; a score above 0 means a real image.
+        """
 
 
 class HerdsMemory(abc.ABC):
-    """Marks a method whose network selects the images of a memory (see `data.herding`).
+    """Marks a method whose network selects the images of a memory.
 
-    `features` has a layer of the name "features" `[batch, dim]` for the phase's `herding_network`.
+    `data.herding` describes the selection. `features` has a layer of the name "features" `[batch, dim]` for the phase's
+    `herding_network`.
     """
 
     @abc.abstractmethod
     def memory_rows(self, mutable: Variables) -> jax.Array:
-        """Returns the rows of the memory, int32 `[classes, width]`; -1 marks an empty place."""
+        """Returns the rows of the memory, int32 `[classes, width]`, -1 for empty places."""
 
     @abc.abstractmethod
     def update_memory(self, variables: Variables, rows: jax.Array) -> Variables:
@@ -403,7 +428,15 @@ class HerdsMemory(abc.ABC):
 
 
 def split(variables, selected: Callable[[Path], bool]):
-    """Splits variables into two nested dicts: the leaves whose path is `selected`, and the others."""
+    """Splits variables into two nested dicts.
+
+    Args:
+      variables: nested dict.
+      selected: path -> whether the leaf is in the first dict.
+
+    Returns:
+      The selected leaves, and the others.
+    """
     flat = traverse_util.flatten_dict(variables, keep_empty_nodes=True)
     inside = {path: leaf for path, leaf in flat.items() if selected(path)}
     outside = {path: leaf for path, leaf in flat.items() if not selected(path)}
@@ -411,10 +444,10 @@ def split(variables, selected: Callable[[Path], bool]):
 
 
 def cast_frozen_kernels(frozen, dtype: str):
-    """Casts the kernels of dense layers and convolutions, arrays or shapes, to `dtype`.
+    """Casts the kernels of dense layers and convolutions to `dtype`.
 
     Kernels are nearly all of the bytes. Norms, positions and running statistics are few and sensitive, so they keep
-    their type.
+    their type. The leaves are arrays or shapes.
     """
     if dtype == "float32":
         return frozen

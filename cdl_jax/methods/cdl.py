@@ -1,10 +1,11 @@
-"""Continual distillation learning: on each task of a stream, a prompt-based teacher and a prompt-based student.
+"""Continual distillation learning of a prompt-based teacher and student.
 
-CDL (arXiv 2407.13911, versions 2 to 4). On each task the teacher's prompts and head are trained with the labels. Then
-the teacher is fixed, and the student's prompts and heads are trained with the labels and the teacher's outputs.
-Backbones are frozen. The query of both prompt pools is the class token of the student's backbone without prompts.
-Version 1 trains both networks on each batch: first the teacher, then the student with the teacher's outputs from before
-the teacher's step. Teachers may also come from finished runs of any method; then only the student is trained.
+CDL (arXiv 2407.13911, versions 2 to 4) trains both networks on each task of a stream. First the teacher's prompts and
+head are trained with the labels. Then the teacher is fixed, and the student's prompts and heads are trained with the
+labels and the teacher's outputs. Backbones are frozen. The query of both prompt pools is the class token of the
+student's backbone without prompts. Version 1 trains both networks on each batch: first the teacher, then the student
+with the teacher's outputs from before the teacher's step. Teachers may also come from finished runs of any method; then
+only the student is trained.
 
 Variables: `{"teacher": network, "student": network, "distill": variables of the scheme}`. With teachers of finished
 runs, `"teachers": {"0": ...}` replaces "teacher". A network is `{"backbone", "prompts", "head", "state"}`, see
@@ -194,7 +195,10 @@ class CDL(Method, CachesQueries):
         return (teacher_phase, *self._fit_phases("teacher"), *student_phases)
 
     def _update(self, parts: tuple[str, ...], optimizer: optim.Optimizer, loss: Callable) -> Update:
-        """Returns the update of the named parts of the variables, each leaf with its learner's rate."""
+        """Returns the update of the named parts of the variables.
+
+        Each leaf of a network has the rate of the network's learner.
+        """
         networks = self.models.trained
 
         def is_trained(path):
@@ -208,7 +212,10 @@ class CDL(Method, CachesQueries):
         return Update(is_trained, optim.scale_rates(optimizer, factor), loss)
 
     def _fit_phases(self, name: str) -> tuple[Phase, ...]:
-        """Returns the pass over a task's images after which a network's `FittedHead` is fitted, if it has one."""
+        """Returns the phase after which a network's `FittedHead` is fitted.
+
+        The phase is one pass over a task's images. A network without a `FittedHead` has no such phase.
+        """
         if not self.models.trained[name].is_fitted:
             return ()
         update = Update(lambda path: False, optim.NO_STEP, partial(self.add_batch, name))
@@ -326,13 +333,17 @@ class CDL(Method, CachesQueries):
         return jnp.zeros(()), Outcome({"images": context.weight.sum()}, statistics)
 
     def fit_head(self, name: str, variables: Variables, context: Context) -> Variables:
-        """Returns the variables with the `FittedHead` of a network fitted to its statistics."""
+        """Returns the variables with a network's `FittedHead` fitted to its statistics."""
         # The numbers 0 to 2 are those of `start_task`.
         context = context.replace(key=jax.random.fold_in(context.key, {"teacher": 3, "student": 4}[name]))
         return {**variables, name: self.models.trained[name].fit_head(variables[name], context)}
 
     def queries(self, frozen: Variables, images: jax.Array) -> dict[str, jax.Array]:
-        """Returns network -> query float32 `[batch, dim]` of its backbone, for learners that use queries."""
+        """Computes the queries of images for learners that use queries.
+
+        Returns:
+          Network -> query float32 `[batch, dim]` of its backbone.
+        """
         users = [name for name, network in self.models.trained.items() if network.learner.uses_query]
         sources = dict.fromkeys(map(self.models.query_source, users))
         return {name: self.models.trained[name].query(frozen[name], images) for name in sources}

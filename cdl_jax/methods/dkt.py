@@ -143,7 +143,9 @@ def defaults(network: str = "slim_resnet18", learner: str = "cnn") -> dict:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class DKT(Method):
-    """Learners that teach each other; see `methods.base.Method`, and `assemble` for the values of its attributes.
+    """Learners that teach each other.
+
+    See `methods.base.Method` for the contract, and `assemble` for the values of its attributes.
 
     Attributes:
       learner: the kind of all learners.

@@ -1,4 +1,4 @@
-"""End-to-End Incremental Learning: distillation from the previous network, a herded memory, balanced fine-tuning.
+"""End-to-End Incremental Learning: distillation, herding, balanced fine-tuning.
 
 Castro et al. (2018), as the third teacher of "Distributed Knowledge Transfer" ("the authors' code" below is that of
 Distributed Knowledge Transfer). A task has three parts:
@@ -10,7 +10,7 @@ Distributed Knowledge Transfer). A task has three parts:
 2. The network selects the images of the task's classes whose features are closest to the class mean (`data.herding`).
    It is then fine-tuned on equally many images of every class. There it is distilled from the network after part 1,
    over the task's classes.
-3. The network selects again; later tasks replay these images.
+3. The network selects again; later tasks replay the images of this herded memory.
 
 Variables: `{"network": ..., "previous": ..., "memory": {"rows": int32 [classes, width], "steps": int32}}`. `previous`
 is a copy of the network at its last selection. `steps` counts the steps with noise over the run.
@@ -81,7 +81,10 @@ OPTIONS = {
 
 
 def defaults(network: str = "resnet32_padded") -> dict[str, Mapping[str, Any]]:
-    """Returns the config sections for a named network of any family, with random weights."""
+    """Returns the config sections for a named network with random weights.
+
+    The network may be of any family.
+    """
     return {"eeil": OPTIONS, "network": families.network_options(network, weights="random")}
 
 
@@ -160,7 +163,10 @@ class EEIL(Supervised, HerdsMemory):
         return total, Outcome(metrics, variables=new_variables)
 
     def _loss_and_metrics(self, variables, batch, context, active):
-        """Returns the loss with distillation over `active` classes, metrics, new variables."""
+        """Returns the loss, its metrics and the new variables.
+
+        The distillation is over the `active` classes.
+        """
         options = self.options
         class_loss, logits, new_variables = self.label_loss(variables, batch, context)
         (previous_logits, _), _ = apply(self.backbone, variables["previous"], batch["images"], False, context.key)

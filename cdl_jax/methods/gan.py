@@ -1,4 +1,4 @@
-"""BigGAN with few images: a generator, and a discriminator that a frozen network may teach.
+"""BigGAN with few images, whose discriminator a frozen network may teach.
 
 One iteration has `d_steps` steps of the discriminator, each on an equal part of the batch, and one of the generator.
 Real and generated images are augmented differentiably. The discriminator may be regularized by LeCam, by the terms of
@@ -205,7 +205,10 @@ class GAN(Method, Generates):
     def discriminator_loss(
         self, variables: Variables, batch: Mapping[str, Any], context: Context
     ) -> tuple[jax.Array, Outcome]:
-        """Returns the discriminator's loss on a part of the batch, see `methods.base.Update`."""
+        """Returns the discriminator's loss on a part of the batch.
+
+        See `methods.base.Update`.
+        """
         count = len(batch["images"])
         return self.discriminator_loss_for(variables, batch, self.draw(context, _D_DRAWS, count, 2 * count), context)
 
@@ -274,7 +277,10 @@ class GAN(Method, Generates):
     def add_moments(
         self, variables: Variables, batch: Mapping[str, Any], context: Context
     ) -> tuple[jax.Array, Outcome]:
-        """Adds the teacher's vectors of augmented training images to the sums of their moments. The loss is 0."""
+        """Adds the teacher's vectors of training images to the sums of their moments.
+
+        The images are augmented. The loss is 0.
+        """
         key = jax.random.fold_in(context.key, _DATA)
         images = self._augment(batch["images"], self._draw_augmentation(key, len(batch["images"])))
         sums = self.terms.add_moments(variables, images, context)
@@ -313,7 +319,11 @@ class GAN(Method, Generates):
         return self.discriminator.apply(variables["discriminator"], images, method="class_scores")
 
     def _pass(self, module, variables, x, labels) -> tuple[Any, Variables]:
-        """Returns the output of a network in training mode, and the collections that the pass changed."""
+        """Applies a network in training mode.
+
+        Returns:
+          The output, and the collections that the pass changed.
+        """
         changed = [name for name in _STATE if name in variables]
         out, state = module.apply(variables, x, labels, True, mutable=changed)
         return out, jax.lax.stop_gradient(state)

@@ -1,7 +1,8 @@
-"""Classic distillation (Hinton et al., 2015): a student is trained with labels and with a trained teacher.
+"""Classic distillation (Hinton et al., 2015) from a trained teacher.
 
-The loss is `CE(z) + alpha KL(z, z_teacher)`, as in the baseline of OKDDip (arXiv 1912.00350): KL includes the squared
-temperature, and there is neither a ramp-up nor `1 - alpha`. The teacher is in evaluation mode.
+The student is trained with labels and the teacher's logits. The loss is `CE(z) + alpha KL(z, z_teacher)`, as in the
+baseline of OKDDip (arXiv 1912.00350): KL includes the squared temperature, and there is neither a ramp-up nor
+`1 - alpha`. The teacher is in evaluation mode.
 """
 
 from collections.abc import Mapping

@@ -1,6 +1,7 @@
-"""Learning without Forgetting: a network preserves its earlier outputs on the images of the new task.
+"""Learning without Forgetting: a network preserves its earlier outputs.
 
-Li and Hoiem (2016), as the baseline and second teacher of "Distributed Knowledge Transfer":
+Outputs on the images of the new task are preserved. Li and Hoiem (2016), as the baseline and second teacher of
+"Distributed Knowledge Transfer":
 
     L = CE + alpha mean_b KL(softmax(previous / T) || softmax(current / T)), over the classes of earlier tasks
 
@@ -42,7 +43,10 @@ OPTIONS = {
 
 
 def defaults(network: str = "slim_resnet18") -> dict[str, Mapping[str, Any]]:
-    """Returns the config sections for a named network of any family, with random weights."""
+    """Returns the config sections for a named network with random weights.
+
+    The network may be of any family.
+    """
     return {"lwf": OPTIONS, "network": families.network_options(network, weights="random")}
 
 

@@ -1,9 +1,10 @@
-"""Nearest class mean (NCM) on a frozen backbone: a baseline of continual learning without gradients.
+"""Nearest class mean (NCM) on a frozen backbone.
 
-Each training image of a task passes the backbone once, with the preprocessing of evaluation. The mean of a class is the
-mean of its images' features: of a ViT the class token, else the input of the classifier. An image is assigned to the
-class with the nearest mean. With the cosine this is SimpleCIL (Zhou et al., 2023, "Revisiting class-incremental
-learning with pre-trained models"). Later tasks do not change the means of earlier classes.
+NCM is a baseline of continual learning without gradients. Each training image of a task passes the backbone once, with
+the preprocessing of evaluation. The mean of a class is the mean of its images' features: of a ViT the class token, else
+the input of the classifier. An image is assigned to the class with the nearest mean. With the cosine this is SimpleCIL
+(Zhou et al., 2023, "Revisiting class-incremental learning with pre-trained models"). Later tasks do not change the
+means of earlier classes.
 """
 
 from collections.abc import Callable, Mapping

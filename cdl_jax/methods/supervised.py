@@ -1,6 +1,7 @@
-"""One network, trained with labels on each task: pretraining, fine-tuning, or a baseline with a single task.
+"""One network, trained with labels on each task.
 
-With `supervised.trained="head"` it is a linear probe: only the head on a frozen backbone is trained.
+The method serves pretraining, fine-tuning, or a baseline with a single task. With `supervised.trained="head"` the
+network is a linear probe: only the head on a frozen backbone is trained.
 
 `python -m cdl_jax.main --config configs/pretrain_glyph.py` writes the trained weights into the run's `weights.npz`,
 with timm's names. Other configs name that file in `teacher.weights` or `student.weights`. Networks with running
@@ -54,7 +55,10 @@ OPTIONS = {
 
 
 def defaults(network: str = "glyph_student") -> dict[str, Mapping[str, Any]]:
-    """Returns the config sections for a named network of any family, with random weights."""
+    """Returns the config sections for a named network with random weights.
+
+    The network may be of any family.
+    """
     return {"supervised": OPTIONS, "network": families.network_options(network, weights="random")}
 
 

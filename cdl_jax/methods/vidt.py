@@ -1,9 +1,9 @@
-"""ViDT (arXiv 2110.03921): detectors that learn from labels, from a larger detector (VkD), and from their own past.
+"""ViDT (arXiv 2110.03921): detectors that learn from labels and from a teacher.
 
 The loss is that of the matched queries (see `methods.shared.detection_losses`). A scheme of `distill.detection` adds
-the distance from the tokens of a teacher: VkD's orthogonal projection (arXiv 2403.06213) or ViDT's token matching. The
-teacher is frozen, or learns the same images beside the student. In a stream of tasks, the student can also imitate its
-own outputs from before the task.
+the distance from the tokens of a teacher, a larger detector: VkD's orthogonal projection (arXiv 2403.06213) or ViDT's
+token matching. The teacher is frozen, or learns the same images beside the student. In a stream of tasks, the student
+can also imitate its own past, its outputs from before the task.
 """
 
 from collections.abc import Callable, Mapping
@@ -184,7 +184,10 @@ class ViDT(Method):
     def teacher_loss(
         self, variables: Variables, batch: Mapping[str, Any], context: Context
     ) -> tuple[jax.Array, Outcome]:
-        """Returns the loss of a teacher that learns beside the student, see `methods.base.Update`."""
+        """Returns the loss of a teacher that learns beside the student.
+
+        See `methods.base.Update`.
+        """
         out = detectors.apply(self.teacher, variables["teacher"], batch, jax.random.fold_in(context.key, 1))
         loss, terms = self._label_loss(out, batch, context)
         return loss, Outcome({f"teacher_{name}": value for name, value in {"loss": loss, **terms}.items()})
@@ -274,7 +277,11 @@ class ViDT(Method):
         return jnp.zeros(outputs, bool).at[np.array(self.info.class_ids)].set(classes)
 
     def _past_loss(self, past, out, batch, context):
-        """Returns the weighted distance from the student before the task, 0 in the first task, and its terms."""
+        """Computes the weighted distance from the student before the task.
+
+        Returns:
+          The distance, 0 in the first task, and its terms.
+        """
 
         def distances():
             old = jax.lax.stop_gradient(detectors.apply(self.student, past, batch))
@@ -300,7 +307,9 @@ def _map_extents(is_inside):
 
 
 def binary_logits(logits: jax.Array) -> jax.Array:
-    """Converts logits of a softmax whose last class is the background to logits of a sigmoid for each other class.
+    """Converts logits of a softmax to logits of a sigmoid for each class.
+
+    The last class of the softmax is the background, which has no sigmoid.
 
     >>> logits = jnp.log(jnp.array([0.5, 0.3, 0.2]))
     >>> [round(float(p), 3) for p in jax.nn.sigmoid(binary_logits(logits))]
@@ -317,10 +326,11 @@ def binary_logits(logits: jax.Array) -> jax.Array:
 
 
 def prediction_distance(student: Outputs, past: Outputs, columns: jax.Array) -> jax.Array:
-    """Computes the distance of two detectors' predictions, query by query, the mean over levels and images.
+    """Computes the distance of two detectors' predictions, query by query.
 
-    A query contributes the Kullback-Leibler divergence of the sigmoids of the old classes, and the L1 distance of its
-    boxes, weighted by the largest old probability of the past detector. Terms of an image are summed over queries.
+    The distance is the mean over levels and images. A query contributes the Kullback-Leibler divergence of the sigmoids
+    of the old classes, and the L1 distance of its boxes, weighted by the largest old probability of the past detector.
+    Terms of an image are summed over queries.
 
     Args:
       student: `logits` `[L, N, Q, K]` and `boxes` `[L, N, Q, 4]`.
@@ -339,7 +349,9 @@ def prediction_distance(student: Outputs, past: Outputs, columns: jax.Array) -> 
 
 
 def token_distance(student: Outputs, past: Outputs) -> jax.Array:
-    """Computes the mean smooth-L1 distance of the detection tokens of the backbone and of the neck.
+    """Computes the smooth-L1 distance of two detectors' detection tokens.
+
+    The distance is the sum of two means: over the tokens of the backbone, and over those of the neck.
 
     Args:
       student: `body_tokens` `[N, Q, dim]`; with a neck also `neck_tokens` `[L, N, Q, dim]`.

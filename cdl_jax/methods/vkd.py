@@ -1,9 +1,9 @@
-"""VkD for classification (arXiv 2403.06213): a student is trained with labels and a trained teacher's last feature.
+"""VkD for classification (arXiv 2403.06213).
 
-The class head is trained with the soft labels of mixed images. The distillation head (the class head, if the network
-has only one) is trained with the teacher's logits. One vector of the student, orthogonally projected, is trained with
-the teacher's normalized vector; see `distill.vkd`. The teacher is not trained, gets the same mixed images and may be of
-any family.
+A student is trained with labels and with the last feature of a trained teacher. The class head is trained with the soft
+labels of mixed images. The distillation head (the class head, if the network has only one) is trained with the
+teacher's logits. One vector of the student, orthogonally projected, is trained with the teacher's normalized vector;
+see `distill.vkd`. The teacher is not trained, gets the same mixed images and may be of any family.
 """
 
 from collections.abc import Callable, Mapping
@@ -212,7 +212,10 @@ class VkD(Method):
         return total, Outcome({"loss": total, "cross_entropy": label_loss, **metrics}, variables=new_variables)
 
     def update_ema(self, variables: Variables, batch: Mapping[str, Any], context: Context) -> tuple[jax.Array, Outcome]:
-        """Moves the average towards the student after a step of the optimizer. The loss is 0."""
+        """Moves the average towards the student after a step of the optimizer.
+
+        The loss is 0.
+        """
         del batch
         first, last = self.options.ema_decay
         step_size = 1 - first - (last - first) * context.progress / self.epochs
@@ -288,7 +291,10 @@ def build(config: ConfigDict, info: StreamInfo) -> VkD:
 
 
 def _check_losses(options, task_sizes):
-    """Refuses a loss of logits alone over one class, whose softmax is always 1, so that the loss is 0."""
+    """Refuses a loss of logits alone over one class.
+
+    The softmax over one class is always 1, so the loss is 0.
+    """
     sizes = task_sizes if options.classes == "current" else task_sizes[:1]
     if 1 in sizes and not (options.feature_weight or options.label_weight):
         raise UserError(

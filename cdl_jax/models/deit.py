@@ -1,4 +1,6 @@
-"""Data-efficient image Transformers (Touvron et al., 2021), with a distillation token and with a convolutional stem.
+"""Data-efficient image Transformers (Touvron et al., 2021).
+
+Options give them a distillation token and a convolutional stem.
 
 VkD's student is that of Co-advise (Ren et al., 2022). Three convolutions come before the patches, and the distillation
 token is the mean of the embedded patches instead of a parameter.

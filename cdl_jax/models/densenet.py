@@ -33,7 +33,7 @@ torch_name = None  # weights are read only under the names of this package
 
 
 class Block(nn.Module):
-    """A dense block of `depth` layers, each of which appends `growth` channels to its input.
+    """A dense block. Each layer appends `growth` channels to its input.
 
     Attributes:
       depth: number of layers.
@@ -76,7 +76,7 @@ class Stem(nn.Module):
 
 
 class Tail(nn.Module):
-    """The last block, batch norm, ReLU, the mean over all positions and the classifier.
+    """The last block, batch norm, ReLU, mean over all positions, and classifier.
 
     Attributes:
       block: the last dense block. None: the input is its output.
@@ -88,7 +88,10 @@ class Tail(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool, skip_norm: bool = False) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Computes the logits; with `skip_norm` the classifier reads the mean map without batch norm and ReLU."""
+        """Computes the logits.
+
+        With `skip_norm` the classifier reads the mean of the map without batch norm and ReLU.
+        """
         if self.block is not None:
             x = self.block(x, train)
         last = x if skip_norm else nn.relu(BatchNorm(name="norm")(x, train))

@@ -1,8 +1,8 @@
-"""EfficientNet-Lite: EfficientNet (Tan and Le, 2019) without squeeze-and-excitation, with ReLU6 instead of swish.
+"""EfficientNet-Lite: EfficientNet (Tan and Le, 2019) with ReLU6 instead of swish.
 
-Padding is TensorFlow's: at stride 2 one pixel more below and to the right than above and to the left. The weights were
-trained on pixels in [-1, 1]; `MEAN` and `STD` are values of `augment.mean` and `augment.std` for them. The branches of
-a branched network share the first three stages.
+There is no squeeze-and-excitation. Padding is TensorFlow's: at stride 2 one pixel more below and to the right than
+above and to the left. The weights were trained on pixels in [-1, 1]; `MEAN` and `STD` are values of `augment.mean` and
+`augment.std` for them. The branches of a branched network share the first three stages.
 """
 
 import math
@@ -45,10 +45,11 @@ _FIRST, _LAST, _SHARED = 32, 1280, 3  # channels of the first and the last convo
 
 
 class Depthwise(layers.ReadsParams, nn.Module):
-    """Convolves each channel of `[batch, height, width, channels]` with its own kernel.
+    """Convolves each channel of a map with its own kernel.
 
-    It is computed as a sum over the positions of the kernel. On a CPU, XLA's convolution with as many groups as
-    channels takes 14 times as long, which is nine tenths of the time of the network.
+    The map is `[batch, height, width, channels]`. The convolution is computed as a sum over the positions of the
+    kernel. On a CPU, XLA's convolution with as many groups as channels takes 14 times as long, which is nine tenths of
+    the time of the network.
     """
 
     size: int
@@ -65,7 +66,10 @@ class Depthwise(layers.ReadsParams, nn.Module):
         )
 
     def _padding_and_reach(self, side):
-        """Returns the padding (before, behind) of a side, and the number of pixels that one kernel position covers."""
+        """Returns the padding (before, behind) of a side, and the reach of a position.
+
+        The reach is the number of pixels that one kernel position covers.
+        """
         reach = (-(-side // self.stride) - 1) * self.stride + 1
         pad = max(reach - 1 + self.size - side, 0)
         return (pad // 2, pad - pad // 2), reach
@@ -98,7 +102,9 @@ class Block(nn.Module):
 
 
 class Stages(nn.Module):
-    """Consecutive stages, with the first convolution before stage 1; out: `stem` and `stage<i>`.
+    """Consecutive stages, with the first convolution before stage 1.
+
+    The named outputs are `stem` and `stage<i>`.
 
     Attributes:
       blocks: number of each stage, and the fields of its blocks.
@@ -123,7 +129,7 @@ class Stages(nn.Module):
 
 
 class Tail(nn.Module):
-    """The last `stages`, the last convolution, the mean over all positions and the classifier."""
+    """The last `stages`, last convolution, mean over all positions, and classifier."""
 
     stages: Stages
     num_classes: int
@@ -139,7 +145,10 @@ class Tail(nn.Module):
 
 
 def build(options: ConfigDict, num_classes: int) -> Backbone:
-    """Returns the network of an option section (see `OPTIONS`), with `features` `[batch, 1280]`."""
+    """Returns the network of an option section (see `OPTIONS`).
+
+    Its output `features` is `[batch, 1280]`.
+    """
     counts = [math.ceil(options.depth * blocks) for *_, blocks in _STAGES]
     counts[0], counts[-1] = _STAGES[0][-1], _STAGES[-1][-1]
     index, stages = 0, []

@@ -1,4 +1,7 @@
-"""Residual networks for small images (He et al., 2016), with projection shortcuts, and wide residual networks."""
+"""Residual networks for small images (He et al., 2016), with projection shortcuts.
+
+`SIZES` has wide residual networks too.
+"""
 
 from functools import partial
 
@@ -85,7 +88,10 @@ class Block(nn.Module):
 
 
 def _pad_channels(x, channels: int):
-    """Pads `x` with channels of zeros, half of them before its own channels, to `channels` in all."""
+    """Pads `x` with channels of zeros to `channels` in all.
+
+    Half of the zeros come before the channels of `x`.
+    """
     missing = channels - x.shape[-1]
     return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (missing // 2, missing - missing // 2)))
 
@@ -154,7 +160,9 @@ class Tail(nn.Module):
 
 
 def build(options: ConfigDict, num_classes: int) -> Backbone:
-    """Returns the network of an option section (see `OPTIONS`). All stages but the last are its stem.
+    """Returns the network of an option section (see `OPTIONS`).
+
+    All stages but the last are its stem.
 
     Raises:
       UserError: options do not fit together.

@@ -1,7 +1,8 @@
-"""Residual networks for small images in DKT: any number of stages, each twice as wide as the one before.
+"""Residual networks for small images in DKT.
 
-The slim ResNet-18 (Lopez-Paz and Ranzato, 2017), ResNet-32 whose shortcuts have no weights (He et al., 2016, option A),
-and ResNet-18 and -34 with a first convolution for images of 32 pixels.
+There are two or more stages, each twice as wide as the stage before. The networks are the slim ResNet-18 (Lopez-Paz and
+Ranzato, 2017), ResNet-32 whose shortcuts have no weights (He et al., 2016, option A), and ResNet-18 and -34 with a
+first convolution for images of 32 pixels.
 """
 
 from ml_collections import ConfigDict
@@ -40,7 +41,9 @@ _INIT = {"torch": torch_kernel, "he": he_in}
 
 
 def build(options: ConfigDict, num_classes: int) -> Backbone:
-    """Returns the network of an option section (see `OPTIONS`). All stages but the last are its stem.
+    """Returns the network of an option section (see `OPTIONS`).
+
+    All stages but the last are its stem.
 
     Raises:
       UserError: there are fewer than two stages.

@@ -59,7 +59,9 @@ class Stem(nn.Module):
 
 
 class Tail(nn.Module):
-    """The last group and the classifier of three linear layers; `features` are the flattened map.
+    """The last group and the classifier of three linear layers.
+
+    The output `features` is the flattened map.
 
     Attributes:
       channel_unit: channels of the first group.

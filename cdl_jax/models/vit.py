@@ -1,4 +1,7 @@
-"""Vision Transformer (Dosovitskiy et al., 2021) with prompts in any layer and named intermediate outputs."""
+"""Vision Transformer (Dosovitskiy et al., 2021) with prompts in any layer.
+
+Intermediate outputs are returned by name.
+"""
 
 import itertools
 from collections.abc import Callable, Mapping
@@ -63,7 +66,9 @@ _xavier = nn.initializers.xavier_uniform()
 
 @struct.dataclass
 class Prompt:
-    """The prompt of one attention layer. All but `tokens` are applied after the projection to keys and values.
+    """The prompt of one attention layer.
+
+    All but `tokens` are applied after the projection to keys and values.
 
     Attributes:
       prefix: (keys, values), each `[batch, length, dim]`, inserted before the keys and values of the tokens. Queries
@@ -151,7 +156,10 @@ def _merge_later(first, function, class_token):
 
 
 class LayerScale(layers.ReadsParams, nn.Module):
-    """Multiplies each channel of a residual branch by a learned gain (Touvron et al., 2021)."""
+    """Multiplies each channel of a residual branch by a learned gain.
+
+    Touvron et al. (2021).
+    """
 
     initial: float
 
@@ -247,7 +255,10 @@ class Projection(layers.ReadsParams, nn.Module):
 
 
 def _insert_prompt(prompt, tokens, index):
-    """Returns keys (index 0) or values (index 1) of the tokens with those of the prompt around them."""
+    """Returns keys or values of the tokens with those of the prompt around them.
+
+    `index` is 0 for keys and 1 for values.
+    """
     parts = (prompt.prefix and prompt.prefix[index], tokens, prompt.suffix and prompt.suffix[index])
     return jnp.concatenate([part.astype(tokens.dtype) for part in parts if part is not None], axis=1)
 

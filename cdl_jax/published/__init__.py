@@ -1,6 +1,6 @@
-"""Reads the papers' result tables, which are stored as data: one file for each system, `<system>.json`.
+"""Reads the papers' result tables, one file `<system>.json` for each system.
 
-A file has these entries:
+The tables are stored as data. A file has these entries:
 
   title, paper: names of the table and of the paper.
   source: where the numbers come from, and how reliable they are.
@@ -31,9 +31,10 @@ from importlib import resources
 
 @dataclass(frozen=True)
 class Metric:
-    """The value of a run that a published column is compared with: `offset + scale * value`.
+    """The value of a run that a published column is compared with.
 
-    An error, for example, has offset 100 and scale -1, because runs report accuracies.
+    The compared value is `offset + scale * value`. An error, for example, has offset 100 and scale -1, because runs
+    report accuracies.
 
     Attributes:
       network: of the run, or "headline".

@@ -1,8 +1,10 @@
-"""Builds the config of every cell in the CDL papers' tables (arXiv 2407.13911, versions 1 to 4).
+"""Builds the config of every cell in the CDL papers' tables.
 
 All cells share the defaults of optimizer, learners and schemes. This module sets what differs between cells. Pixels are
 in [0, 1] without normalization, classes are in their natural order, and the teacher's prompt pool is queried with the
 student's features.
+
+Source: arXiv 2407.13911, versions 1 to 4.
 """
 
 from collections.abc import Mapping
@@ -97,7 +99,7 @@ def build(
 def experiment(
     seed: int = 0, teacher: str = "", student: str = "vit_s16", distill: str = "kd", **choices: Any
 ) -> base.Config:
-    """Returns the config of a cell with its seed and the names of its pretrained weights.
+    """Returns the config of a cell with a seed and the names of pretrained weights.
 
     Args:
       seed: of the run.
@@ -129,7 +131,9 @@ def _add_reference_deviations(config):
 
 
 def irrelevant_prefixes(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """Returns prefixes of keys without effect in a flat config: without a teacher, the settings of teachers.
+    """Returns prefixes of keys without effect in a flat config.
+
+    Without a teacher, the settings of teachers have no effect.
 
     >>> irrelevant_prefixes({"distill.name": "kd"})
     ()

@@ -1,9 +1,11 @@
-"""Builds the configs of the results of OKDDip and of the methods compared with it (arXiv 1912.00350).
+"""Builds the configs of the results of OKDDip and of the compared methods.
 
 The results are top-1 at the best epoch.
 
 All sources share the recipe of the authors' code, because later papers that measured the same methods state no other
 recipe. The code has no recipe for ImageNet, so the usual settings of ResNet are used.
+
+Source: arXiv 1912.00350.
 """
 
 from collections.abc import Mapping
@@ -91,5 +93,8 @@ def build(
 
 
 def irrelevant_prefixes(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """Returns prefixes of keys without effect on accuracy in a flat config: the divisor of the diversity."""
+    """Returns prefixes of keys without effect on accuracy in a flat config.
+
+    The only such key is the divisor of the diversity.
+    """
     return (f"{config.get('method')}.diversity_divisor",)

@@ -1,7 +1,11 @@
-"""Builds the configs of VkD's classification results on ImageNet-1K (arXiv 2403.06213); top-1 at the best epoch.
+"""Builds the configs of VkD's classification results on ImageNet-1K.
+
+The results are top-1 at the best epoch.
 
 All rows share one recipe. The rows of the ablation omit the standardization of the teacher's features, and then also
 the constraint on the projection. Paper and repository differ only in the teacher's weights and the number of devices.
+
+Source: arXiv 2403.06213.
 """
 
 from collections.abc import Mapping
@@ -75,6 +79,9 @@ def build(
 
 
 def irrelevant_prefixes(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """Returns prefixes of keys without effect in a flat config: a teacher from a file has no checkpoint to select."""
+    """Returns prefixes of keys without effect in a flat config.
+
+    A teacher from a file has no checkpoint to select.
+    """
     del config
     return ("vkd.teacher_checkpoint", "vkd.teacher_network")

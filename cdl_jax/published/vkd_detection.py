@@ -1,7 +1,11 @@
-"""Builds the configs of ViDT's and VkD's results on COCO (arXiv 2110.03921, 2403.06213); AP after the last epoch.
+"""Builds the configs of ViDT's and VkD's results on COCO.
+
+The results are AP after the last epoch.
 
 Rows differ in networks, scheme, number of epochs and images of a step. The teacher of token matching was trained for 50
 epochs, that of VkD for 150.
+
+Sources: arXiv 2110.03921 (ViDT), arXiv 2403.06213 (VkD).
 """
 
 from collections.abc import Mapping

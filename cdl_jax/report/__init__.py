@@ -1,1 +1,1 @@
-"""Shows runs: the page of one run, tables of runs, and published results beside them."""
+"""Shows the page of one run, and tables of runs beside published results."""

@@ -217,7 +217,9 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
 
 
 def _with_command(argv: list[str]) -> list[str]:
-    """Returns the words in their present spelling, with the command first; without a command it is `table`.
+    """Returns the words in their present spelling, with the command first.
+
+    The default command is `table`.
 
     Raises:
       UserError: a former option that became a command has no value, is repeated, or is combined with another one.
@@ -252,7 +254,10 @@ class _Parser(argparse.ArgumentParser):
 
 
 class _PathOption(argparse.Action):
-    """An option that names one file with one of some endings, or a folder, and occurs at most once."""
+    """An option that names one file or folder, and occurs at most once.
+
+    The name of a file has one of some endings.
+    """
 
     def __init__(self, *args: Any, endings: tuple[str, ...] = (), **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -365,13 +370,16 @@ def _read_groups(folders: list[Path]) -> list[Group]:
 def _show_runs(
     options: argparse.Namespace, groups: list[Group], chosen: list[tuple[published.Table, str]], all_cells: bool
 ) -> int:
-    """Prints and writes a table of runs and published tables beside them; returns the exit code.
+    """Prints and writes a table of runs and published tables beside them.
 
     Args:
       options: of `table` or `paper`.
       groups: may be empty.
       chosen: published tables, each with the version to show or "".
       all_cells: also show published results without a run.
+
+    Returns:
+      The exit code.
     """
     names = (folder_names if options.label_by_folder else labels)(groups)
     rows_of_runs = tables.headlines if options.one_row_per_run else tables.table
@@ -470,7 +478,9 @@ def _gain_plot(groups: list[Group]) -> str:
 
 
 def _traffic_plot(groups: list[Group], names: list[str]) -> str:
-    """Returns an SVG plot of the main number of each finished run against the megabytes exchanged.
+    """Returns an SVG plot of main numbers against the megabytes exchanged.
+
+    A point is the mean over the finished runs of a group.
 
     Raises:
       UserError: no run has exchanged anything.
@@ -487,7 +497,7 @@ def _traffic_plot(groups: list[Group], names: list[str]) -> str:
 
 
 def _operations_plot(groups: list[Group]) -> str:
-    """Returns an SVG plot of the accuracy of each row against the operations of its training.
+    """Returns an SVG plot of each row's accuracy against its training operations.
 
     Raises:
       UserError: no finished run states its operations.

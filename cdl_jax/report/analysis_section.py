@@ -1,4 +1,4 @@
-"""Shows the content of analysis.json: a section of the report page, and a summary for the terminal."""
+"""Shows analysis.json in a section of the report page and in a terminal summary."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -90,7 +90,7 @@ def summary(content: Mapping[str, Any]) -> str:
 
 
 def _accuracy_rows(content: Mapping[str, Any]) -> Rows:
-    """Returns a table of each network's mean accuracy: unchanged, then with each probe."""
+    """Returns a table of networks' mean accuracies: unchanged, then with each probe."""
     predictions = content["predictions"]
     rows = [["mean accuracy, %", *predictions]]
     for network in predictions["unchanged"]:

@@ -105,7 +105,9 @@ def dot_plot(values: Mapping[str, Sequence[float]], xlabel: str) -> Plot:
 def accuracy_vs_amount(
     points: Mapping[str, tuple[Sequence[float], Sequence[float]]], xlabel: str, metric: str = "accuracy"
 ) -> Plot:
-    """Plots accuracy against an amount: means, and the standard deviation of accuracy over runs.
+    """Plots mean accuracy against the mean of an amount.
+
+    An error bar is the standard deviation of accuracy over runs.
 
     Args:
       points: name -> (amounts, accuracies in percent), one each per run. A name whose amounts are 0 is a dotted line.
@@ -137,7 +139,9 @@ def accuracy_vs_traffic(points: Mapping[str, tuple[Sequence[float], Sequence[flo
 
 
 def gain_vs_strength(points: Mapping[str, tuple[Sequence[float], Sequence[float]]], metric: str = "accuracy") -> Plot:
-    """Plots the gain of each learner by a scheme against the learner's own accuracy; one color for each scheme.
+    """Plots the gain of each learner by a scheme against the learner's own accuracy.
+
+    Each scheme has one color.
 
     Args:
       points: scheme -> (values of the learners alone in percent, gains in points).

@@ -10,7 +10,9 @@ COLUMNS = ("operations", "parameters a task")
 
 
 def cells(group: Group) -> list[str]:
-    """Returns the cells of `COLUMNS`: means over finished runs; "-" where a run does not state the number.
+    """Returns the cells of `COLUMNS`, which are means over finished runs.
+
+    A cell is "-" where a run does not state the number.
 
     A run's operations are those of its training steps alone, of all networks that it trained, by the compiler's count.
     "+ teacher" marks runs with the teacher of another run, which has trained it.

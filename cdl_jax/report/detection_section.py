@@ -1,4 +1,4 @@
-"""Shows detectors: numbers of COCO, curves of precision over recall, and images with boxes."""
+"""Shows detectors: COCO's numbers, precision-recall curves, and images with boxes."""
 
 import base64
 import io
@@ -26,7 +26,7 @@ Numbers = Sequence[Mapping[str, float]]
 
 
 def read(folder: Path) -> dict[str, Any] | None:
-    """Returns the content of a run's detections.json; None if it is missing or damaged.
+    """Returns the content of a run's detections.json; None: missing or damaged.
 
     Raises:
       UserError: a later version of this program wrote it.
@@ -42,7 +42,7 @@ def read(folder: Path) -> dict[str, Any] | None:
 
 
 def html_parts(results: Mapping[str, Any], detections: Mapping[str, Any] | None) -> list[str]:
-    """Returns the HTML of the sections of a run's detectors; empty for a run of classifiers.
+    """Returns the HTML sections of a run's detectors; empty for classifiers.
 
     Args:
       results: the content of results.json.
@@ -78,7 +78,7 @@ def summary(network: str, numbers: Mapping[str, float], class_ap: Sequence[tuple
 
 
 def number_rows(network: str, heads: Sequence[str], numbers: Numbers) -> Rows:
-    """Returns a table of COCO's numbers: a row for each number, a column for each evaluation.
+    """Returns a table of COCO's numbers (rows) in each evaluation (columns).
 
     Args:
       network: its name, in the corner of the table.
@@ -91,7 +91,7 @@ def number_rows(network: str, heads: Sequence[str], numbers: Numbers) -> Rows:
 
 
 def class_rows(heads: Sequence[str], class_ap: Sequence[Sequence[float | None]], classes: Sequence[str]) -> Rows:
-    """Returns a table of the AP of classes: a row for each class, a column for each evaluation.
+    """Returns a table of the AP of classes (rows) in each evaluation (columns).
 
     Args:
       heads: one for each evaluation.
@@ -112,7 +112,10 @@ def _over_tasks(numbers, networks):
 
 
 def _curves(content):
-    """Returns the plots of precision over recall: means over classes, and each class of each network."""
+    """Returns the plots of precision over recall.
+
+    The first plot has the means over classes. Each network has a further plot with each class.
+    """
     networks, moment = content["curves"], f"after task {content['task']}"
     means = {
         f"{network}, IoU {iou}": curves[iou]
@@ -132,7 +135,10 @@ def _curves(content):
 
 
 def _distinct(names):
-    """Returns names of which repeated ones have their position, because sets may give two categories one name."""
+    """Returns names, with the position appended to each repeated name.
+
+    Sets may give two categories one name.
+    """
     return [name if names.count(name) == 1 else f"{name} ({i})" for i, name in enumerate(names)]
 
 
@@ -165,7 +171,11 @@ def _images(content):
 
 
 def _decode(image):
-    """Returns uint8 pixels with `_LONGER_SIDE`, and the factor from the image's coordinates to theirs."""
+    """Returns the resized pixels of an image, and the factor of the coordinates.
+
+    Returns:
+      uint8 pixels with `_LONGER_SIDE`, and the factor from the image's coordinates to those of the pixels.
+    """
     from PIL import Image
 
     with Image.open(io.BytesIO(base64.b64decode(image["jpeg"])), formats=("JPEG",)) as stored:

@@ -1,4 +1,7 @@
-"""Compares detectors: COCO's numbers, precision over recall, and their boxes in the same test images."""
+"""Compares detectors: COCO's numbers, precision over recall, and boxes.
+
+The boxes are those in the same test images.
+"""
 
 import base64
 import io
@@ -21,7 +24,9 @@ _HEADER = 24  # pixels above each column
 
 
 def table(groups: Sequence[Group], names: Sequence[str]) -> Rows:
-    """Returns COCO's numbers after the last task in percent: mean and standard deviation over finished seeds.
+    """Returns a table of COCO's numbers after the last task in percent.
+
+    A number has the mean and the standard deviation over finished seeds.
 
     Args:
       groups: as `read_groups` returns them.
@@ -51,7 +56,9 @@ def table(groups: Sequence[Group], names: Sequence[str]) -> Rows:
 
 
 def curves_plot(groups: Sequence[Group], names: Sequence[str], iou: str = "0.5") -> str:
-    """Returns an SVG plot of precision over recall, the mean over classes and then over seeds.
+    """Returns an SVG plot of precision over recall.
+
+    A curve is the mean over classes and then over seeds.
 
     Args:
       groups: as `read_groups` returns them.
@@ -74,7 +81,9 @@ def curves_plot(groups: Sequence[Group], names: Sequence[str], iou: str = "0.5")
 
 
 def image_sheet(groups: Sequence[Group], names: Sequence[str]) -> bytes:
-    """Returns a PNG with a row for each of a few test images: true boxes, then those of each run's first seed.
+    """Returns a PNG with a row for each of a few test images.
+
+    A row has the true boxes, then the boxes of each run's first seed.
 
     Args:
       groups: as `read_groups` returns them.

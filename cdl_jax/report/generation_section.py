@@ -38,7 +38,10 @@ def _words_of_floor(floor):
 
 
 def _sheets(folder):
-    """Returns sheets of samples, evenly spaced over the run, the first and the last among them."""
+    """Returns the HTML of sheets of samples, evenly spaced over the run.
+
+    The first and the last sheet of the run are included.
+    """
     paths = sorted((folder / FOLDER).glob("step_*.png"))
     count = min(_MAX_SHEETS, len(paths))
     chosen = [paths[round(i * (len(paths) - 1) / max(count - 1, 1))] for i in range(count)]

@@ -1,4 +1,4 @@
-"""Compares generators: distances, what else their last evaluation has measured, and samples."""
+"""Compares generators: distances, other numbers of the last evaluation, samples."""
 
 import io
 from collections.abc import Sequence
@@ -28,10 +28,10 @@ _COLUMNS = {
 
 
 def table(groups: Sequence[Group]) -> Rows:
-    """Returns the numbers of the last evaluation: mean and standard deviation over finished seeds.
+    """Returns a table of the numbers of the last evaluation.
 
-    The difference of the distance to the first group is paired by seeds: mean and standard error. "best" is the
-    smallest distance of all evaluations of a run.
+    A number has the mean and the standard deviation over finished seeds. The difference of the distance to the first
+    group is paired by seeds: mean and standard error. "best" is the smallest distance of all evaluations of a run.
 
     Args:
       groups: as `read_groups` returns them.
@@ -102,7 +102,10 @@ def samples_sheet(groups: Sequence[Group]) -> bytes:
 
 
 def _panel(folder, config):
-    """Returns the pixels of a run's last samples, in columns of one class, with a margin."""
+    """Returns the pixels of a run's last samples, with a margin.
+
+    A column has the samples of one class.
+    """
     from PIL import Image
 
     sheets = sorted((folder / generation_section.FOLDER).glob("step_*.png"))
@@ -117,7 +120,10 @@ def _panel(folder, config):
 
 
 def _names(groups):
-    """Returns a distinct name of each group: its setting, and where settings are equal, the options that differ."""
+    """Returns a distinct name of each group.
+
+    It is the setting, and where settings are equal, also the options that differ.
+    """
     names = ["gan.vkd" in group.config and _setting(group.config) for group in groups]
     for name in {name for name in names if names.count(name) > 1}:
         indices = [i for i, other in enumerate(names) if other == name]

@@ -1,4 +1,6 @@
-"""Tabulates continual learners by schemes: accuracies, gains over the learner alone, and a paired t-test of each gain.
+"""Tabulates continual learners by schemes.
+
+The tables have accuracies, gains over the learner alone, and a paired t-test of each gain.
 
 A run is in `<learner>/<scheme>/seed_<n>`. These folders name its learner and scheme. The scheme "none" is the learner
 alone, with which the other schemes are compared seed by seed.
@@ -43,7 +45,9 @@ def learner_and_scheme(group: Group) -> tuple[str, str]:
 
 
 def by_learner_and_scheme(groups: Sequence[Group]) -> dict[str, dict[str, Group]]:
-    """Returns learner -> scheme -> group, in the order of the groups except that the scheme "none" comes first.
+    """Returns learner -> scheme -> group.
+
+    The order is that of the groups, except that the scheme "none" is first.
 
     Raises:
       UserError: two groups have the same learner and scheme, a folder has another name, runs have different metrics, or
@@ -66,9 +70,10 @@ def by_learner_and_scheme(groups: Sequence[Group]) -> dict[str, dict[str, Group]
 
 
 def paired_gains(schemes: dict[str, Group], scheme: str, network: str, metric: str = "last") -> dict[Seeds, float]:
-    """Returns, by seed, what a scheme gains over the learner alone, for the seeds that both have finished.
+    """Returns, by seed, what a scheme gains over the learner alone.
 
-    A gain is the difference of a network's metric, of distances with the opposite sign.
+    The seeds are those that both have finished. A gain is the difference of a network's metric, of distances with the
+    opposite sign.
 
     Args:
       schemes: scheme -> group, of one learner.
@@ -101,7 +106,9 @@ def p_value(differences: Sequence[float]) -> float | None:
 
 
 def format_paired_test(differences: Sequence[float]) -> str:
-    """Returns a cell with the mean of differences, its standard error and p; "-" without differences.
+    """Returns a cell with the mean of differences, its standard error and p.
+
+    The cell is "-" without differences.
 
     >>> format_paired_test([3.0, 4.0, 2.0]), format_paired_test([1.0]), format_paired_test([])
     ('+3.00 ± 0.58, p 0.035', '+1.00', '-')
@@ -116,10 +123,11 @@ def format_paired_test(differences: Sequence[float]) -> str:
 
 
 def overview(groups: Sequence[Group]) -> Rows:
-    """Returns a table with one row for each scheme: `last` of every learner and its gain over the scheme "none".
+    """Returns a table with one row for each scheme.
 
-    The first row is the teacher's, from the runs in which the teacher was trained. The last column is the mean gain
-    over the learners that have the row, for the seeds that all of them have.
+    A cell has `last` of a learner and the learner's gain over the scheme "none". The first row is the teacher's, from
+    the runs in which the teacher was trained. The last column is the mean gain over the learners that have the row, for
+    the seeds that all of them have.
     """
     learners = {name: schemes for name, schemes in by_learner_and_scheme(groups).items() if BASELINE in schemes}
     rows = [["", *learners, "mean gain"]]
@@ -140,9 +148,10 @@ def overview(groups: Sequence[Group]) -> Rows:
 
 
 def details(groups: Sequence[Group]) -> Rows:
-    """Returns a table with one row for each learner and scheme: all measures of the headline.
+    """Returns a table with one row for each learner and scheme.
 
-    Runs that state the number of their training steps also have the columns of `costs.COLUMNS`.
+    The columns are all measures of the headline. Where a run states the number of its training steps, the table also
+    has the columns of `costs.COLUMNS`.
     """
     measures = [name.replace("accuracy", metric_of(groups)) for name in MEASURES]
     is_measured = costs.has_operations(groups)
@@ -170,9 +179,10 @@ def gains(groups: Sequence[Group]) -> dict[str, list[float]]:
 
 
 def accuracy_by_operations(groups: Sequence[Group]) -> Points:
-    """Returns "learner, scheme" -> the training operations and the accuracies after the last task of each seed.
+    """Returns "learner, scheme" -> training operations and accuracies of each seed.
 
-    Runs with the teacher of another run are left out: their operations lack those of the teacher.
+    The accuracies are those after the last task. Runs with the teacher of another run are left out: their operations
+    lack those of the teacher.
     """
     points = {}
     for learner, schemes in by_learner_and_scheme(groups).items():
@@ -188,7 +198,10 @@ def accuracy_by_operations(groups: Sequence[Group]) -> Points:
 
 
 def gains_by_strength(groups: Sequence[Group]) -> Points:
-    """Returns scheme -> the accuracy of each learner alone and its mean gain with the scheme, over common seeds."""
+    """Returns scheme -> accuracies of the learners alone, and gains by the scheme.
+
+    Accuracy and gain are means over the seeds that the learner alone and the learner with the scheme have in common.
+    """
     points: Points = {}
     for schemes in by_learner_and_scheme(groups).values():
         for scheme in schemes:
@@ -202,7 +215,9 @@ def gains_by_strength(groups: Sequence[Group]) -> Points:
 
 
 def export_results(groups: Sequence[Group], folder: Path) -> None:
-    """Copies config.json and the needed part of results.json of finished runs, each file as one line.
+    """Copies config.json and the needed part of results.json of finished runs.
+
+    Each copy is one line.
 
     Args:
       groups: as `read_groups` returns them.
@@ -243,7 +258,7 @@ def _accuracy_and_gain(values, gain):
 
 
 def _scheme_with_teacher(schemes):
-    """Returns the scheme in whose runs the teacher of a learner was trained; None without one."""
+    """Returns the scheme whose runs trained a learner's teacher; None: no such scheme."""
     for scheme, group in schemes.items():
         if not group.config.get("cdl.teacher_runs") and group.values(TEACHER, "last"):
             return scheme

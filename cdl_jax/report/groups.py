@@ -1,4 +1,7 @@
-"""Reads finished and running runs, groups those that differ only in their seeds, and labels the groups."""
+"""Reads finished and running runs, and labels groups of runs.
+
+The runs of a group differ only in their seeds.
+"""
 
 import json
 import re
@@ -150,7 +153,9 @@ def read_groups(folders: Iterable[Path], refused: list[UserError] | None = None)
 
 
 def identity(group: Group, ignored: Sequence[str] = ()) -> dict[str, Any]:
-    """Returns the settings by which a group is compared with groups that differ in other ways.
+    """Returns the settings by which a group is compared with other groups.
+
+    The groups may differ in the other settings.
 
     The paths of teacher runs and files are replaced by whether there is a teacher, because runs with different class
     orders necessarily have different teachers.
@@ -186,7 +191,9 @@ def metric_of(groups: Iterable[Group]) -> str:
 
 
 def check_one_metric(groups: Iterable[Group], command: str) -> None:
-    """Checks that the runs of all groups have one metric, so that their numbers can be compared.
+    """Checks that the runs of all groups have one metric.
+
+    Only numbers of one metric can be compared.
 
     Args:
       groups: as `read_groups` returns them.
@@ -240,10 +247,11 @@ def label_settings(flat_configs: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def label_configs(flat_configs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Returns a distinct label for each flat config: the settings in which they differ; "all" if there are none.
+    """Returns a distinct label for each flat config.
 
-    If a component's name differs (such as `learner.name`), the name stands for the component's options. Options are
-    added where two configs with the same names would have one label.
+    A label has the settings in which the configs differ, or is "all" if there are none. If a component's name differs
+    (such as `learner.name`), the name stands for the component's options. Options are added where two configs with the
+    same names would have one label.
 
     >>> label_configs([{"learner.name": "l2p", "learner.pool": 30}, {"learner.name": "coda", "learner.pool": 100}])
     ['learner.name=l2p', 'learner.name=coda']
@@ -267,7 +275,9 @@ def label_configs(flat_configs: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def folder_names(groups: Sequence[Group]) -> list[str]:
-    """Returns the name of each group's first folder; for `<name>/seed_<n>` that is `<name>`.
+    """Returns the name of each group's first folder.
+
+    The name of the folder `<name>/seed_<n>` is `<name>`.
 
     Raises:
       UserError: two groups have the same name.
@@ -284,7 +294,7 @@ def folder_names(groups: Sequence[Group]) -> list[str]:
 
 
 def _differing_keys(flat_configs):
-    """Returns the keys whose values differ between flat configs, in alphabetical order."""
+    """Returns the sorted keys whose values differ between flat configs."""
     keys = sorted({key for config in flat_configs for key in config})
     return [key for key in keys if len({json.dumps(config.get(key)) for config in flat_configs}) > 1]
 
@@ -400,7 +410,10 @@ def _curve(results, headline):
 
 
 def _best_epoch_metrics(results):
-    """Returns network -> metrics at the best epoch of the last task; empty if the run did not evaluate within it."""
+    """Returns network -> metrics at the best epoch of the last task.
+
+    The result is empty if the run did not evaluate within the last task.
+    """
     if not results.get("best"):
         return {}
     best = results["best"][max(results["best"], key=int)]

@@ -1,4 +1,6 @@
-"""Compares runs with published results: the cell of a paper's table that a run belongs to, and a verdict.
+"""Compares runs with published results.
+
+A comparison has the cell of a paper's table that a run belongs to, and a verdict.
 
 A run belongs to a cell if their configs are equal in all settings that affect results, see `differences`. A metric is
 reproduced if the mean of at least 3 finished runs with different seeds is within max(tolerance, 2 standard errors of
@@ -66,7 +68,9 @@ def choose(paper: str) -> list[tuple[Table, str]]:
 
 
 def matches(groups: Sequence[Group], published_table: Table) -> list[Match]:
-    """Returns the cells that groups belong to; a group with other settings is matched with the nearest possible cells.
+    """Returns the cells that groups belong to.
+
+    A group with other settings is matched with the nearest possible cells.
 
     Args:
       groups: as `read_groups` returns them.
@@ -119,7 +123,7 @@ def differences(cell: Mapping[str, Any], run: Mapping[str, Any], system: ModuleT
 
 
 def table(published_table: Table, run_matches: Sequence[Match], version: str = "", *, all_cells: bool = False) -> Rows:
-    """Returns a table of published numbers, those of runs, and the verdict on each metric.
+    """Returns a table of published numbers, numbers of runs, and verdicts on metrics.
 
     Args:
       published_table: the published results.
@@ -159,7 +163,9 @@ def legend(published_table: Table) -> str:
 
 
 def verdict(paper: float, ours: Sequence[float], tolerance: float) -> str:
-    """Returns a cell: whether the mean of our values reproduces a published number, and the difference.
+    """Returns a cell with the verdict on a published number, and the difference.
+
+    The verdict is whether the mean of our values reproduces the number.
 
     Args:
       paper: the published number.
@@ -180,7 +186,7 @@ def verdict(paper: float, ours: Sequence[float], tolerance: float) -> str:
 
 
 def _identical_cells(published_table, version):
-    """Returns lists of cells that differ only in the version; their published values are equal."""
+    """Returns lists of cells that differ only in the version and have equal values."""
     cells = {}
     for cell in published_table.cells:
         if not version or cell.choices.get("version") == version:

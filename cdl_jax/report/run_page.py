@@ -1,4 +1,7 @@
-"""Writes the report page of one run as self-contained HTML, and summarizes a run for the terminal."""
+"""Writes the report page of one run, and summarizes a run for the terminal.
+
+The page is self-contained HTML.
+"""
 
 import math
 import os
@@ -41,7 +44,9 @@ def write_report(
     stored: Mapping[str, Any],
     extra_sections: Sequence[str] = (),
 ) -> None:
-    """Writes the page of one run: self-contained, and the same bytes for the same arguments.
+    """Writes the self-contained page of one run.
+
+    The same arguments give the same bytes.
 
     Args:
       path: the file to write, in the folder of the run.
@@ -70,7 +75,9 @@ def write_report(
 
 
 def summary(results_of_seeds: Sequence[Mapping[str, Any]]) -> str:
-    """Returns the table of a run's networks for the terminal: mean and standard deviation over its seeds.
+    """Returns the table of a run's networks for the terminal.
+
+    A cell has the mean and the standard deviation over the seeds of the run.
 
     Args:
       results_of_seeds: the content of results.json for each seed.
@@ -93,7 +100,7 @@ def summary(results_of_seeds: Sequence[Mapping[str, Any]]) -> str:
 
 
 def entropy(counts: Sequence[float]) -> float:
-    """Returns the entropy, in bits, of the distribution that is proportional to counts.
+    """Returns the entropy in bits of the distribution that is proportional to counts.
 
     >>> entropy([3, 3, 3, 3]), entropy([0, 7, 0]), entropy([0, 0])
     (2.0, 0.0, 0.0)
@@ -248,7 +255,7 @@ def _row(*parts):
 
 
 def _prompt_section(networks):
-    """Returns how often prompts were selected; empty for networks without prompt selection."""
+    """Returns plots of the shares of selected prompts; empty without prompt selection."""
     figures = []
     for name, network in networks.items():
         for layer, rows in network["selection"].items():
@@ -259,7 +266,9 @@ def _prompt_section(networks):
 
 
 def _metrics_table(measured, formulas, title, metric="accuracy", lower_is_better=False):
-    """Returns a table of the metrics that all entries have and any entry has measured, with their definitions.
+    """Returns a table of metrics with their definitions.
+
+    The metrics are those that all entries have and any entry has measured.
 
     Args:
       measured: name -> {"metrics": metric -> value}; a column each.
@@ -284,7 +293,10 @@ def _metrics_table(measured, formulas, title, metric="accuracy", lower_is_better
 
 
 def _series_tables(networks, formulas):
-    """Returns tables of the metrics with one value for each task, for the networks that have them."""
+    """Returns tables of the metrics that have one value for each task.
+
+    A table has the networks with its metric.
+    """
     series = {name: network.get("per_task", {}) for name, network in networks.items()}
     parts = []
     for metric in dict.fromkeys(metric for values in series.values() for metric in values):

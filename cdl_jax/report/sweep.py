@@ -1,4 +1,7 @@
-"""Tabulates runs that differ in one option: one line for all runs with the same other settings."""
+"""Tabulates runs that differ in one option.
+
+A line has all runs with the same other settings.
+"""
 
 import json
 import statistics
@@ -62,7 +65,9 @@ def group_by_option(groups: Sequence[Group], option: str) -> dict[str, Line]:
 
 
 def table(lines: Mapping[str, Line], option: str) -> Rows:
-    """Returns a table with one row for each line: mean and standard deviation for each value of the option.
+    """Returns a table with one row for each line.
+
+    A cell has the mean and the standard deviation for a value of the option.
 
     >>> first, second = (0, 0, 0), (1, 1, 0)
     >>> table({"kd": {0.1: {first: 50.0, second: 52.0}, 0.5: {first: 60.0}}}, "distill.alpha")
@@ -122,7 +127,10 @@ def _add_accuracies(line, group, option):
 
 
 def _teacher_folders(groups, option):
-    """Returns the (parent, name) folders of runs without a teacher, by their config without the option."""
+    """Returns the (parent, name) folders of runs without a teacher, by config.
+
+    The config is without the option and the teacher runs.
+    """
     folders = {}
     for group in groups:
         if not group.config.get(_CDL_TEACHERS):

@@ -13,11 +13,12 @@ _STUDENT_KEYS = ("data.", "learner.", "student.", "augment.", "optim.", "train.e
 
 
 def table(groups: Sequence[Group], names: Sequence[str] | None = None) -> Rows:
-    """Returns a table with one row for each network of each group: mean and standard deviation over seeds.
+    """Returns a table with one row for each network of each group.
 
-    The column "last, Δ vs. first run" is the difference of `last` to the first group with the same network and metric,
-    paired by seeds: mean and standard error. The column "gap closed" is shown if any group has one, see `gap_closed`.
-    Where a group has finished runs, its unfinished runs are only counted.
+    A metric has the mean and the standard deviation over seeds. The column "last, Δ vs. first run" is the difference of
+    `last` to the first group with the same network and metric, paired by seeds: mean and standard error. The column
+    "gap closed" is shown if any group has one, see `gap_closed`. Where a group has finished runs, its unfinished runs
+    are only counted.
 
     Args:
       groups: as `read_groups` returns them.
@@ -42,13 +43,13 @@ def table(groups: Sequence[Group], names: Sequence[str] | None = None) -> Rows:
 
 
 def headlines(groups: Sequence[Group], names: Sequence[str] | None = None) -> Rows:
-    """Returns a table with one row for each group: the mean of `last` over the networks of its headline.
+    """Returns a table with one row for each group.
 
-    Unlike `table`, it compares groups whose networks have different names. "Δ vs. first run" is the difference of
-    `last` to the first group, of the same metric, paired by seeds: mean and standard error. Further columns are shown
-    if any group has them: the best epoch's accuracy; `last` of the networks "ensemble" and "teacher"; the diversity of
-    peers; `last` of the ST heads, the paired difference ST - CL, and `last` of both heads together; the megabytes
-    exchanged.
+    The column "last" is the mean of `last` over the networks of the group's headline. Unlike `table`, `headlines`
+    compares groups whose networks have different names. "Δ vs. first run" is the difference of `last` to the first
+    group, if it has the same metric, paired by seeds: mean and standard error. Further columns are shown if any group
+    has them: the best epoch's accuracy; `last` of the networks "ensemble" and "teacher"; the diversity of peers; `last`
+    of the ST heads, the paired difference ST - CL, and `last` of both heads together; the megabytes exchanged.
 
     Args:
       groups: as `read_groups` returns them.
@@ -87,12 +88,13 @@ def headlines(groups: Sequence[Group], names: Sequence[str] | None = None) -> Ro
 
 
 def gap_closed(group: Group, groups: Iterable[Group]) -> float | None:
-    """Returns the share of the gap between a student alone and its teacher that distillation closes.
+    """Returns the share of a student's gap to its teacher that distillation closes.
 
-    The value is (student - alone) / (teacher - alone), from the means of `last` over the finished seeds that all three
-    have. `teacher` and `student` are the networks of the distilled runs. `alone` is the student of the group without a
-    teacher (`distill.name` is "none") with the same data, learner, optimizer and number of epochs. If several groups
-    qualify, the one whose config differs in the fewest other keys is used.
+    The gap is that between a student alone and its teacher. The share is (student - alone) / (teacher - alone), from
+    the means of `last` over the finished seeds that all three have. `teacher` and `student` are the networks of the
+    distilled runs. `alone` is the student of the group without a teacher (`distill.name` is "none") with the same data,
+    learner, optimizer and number of epochs. If several groups qualify, the one whose config differs in the fewest other
+    keys is used.
 
     Args:
       group: the distilled runs.
@@ -179,7 +181,7 @@ def _headline_name(group):
 
 
 def _task_of_branch(group):
-    """Returns the task after which a group's runs branched; None: they began by themselves."""
+    """Returns the task after which a group's runs branched; None: without a parent."""
     return next((run.parent and run.parent[1] for run in group.runs.values()), None)
 
 

@@ -41,7 +41,7 @@ dt { font-weight: 600; } dd { margin: 0 0 .3rem 1rem; }
 
 
 class Measured(str):
-    """The text of a cell, with the numbers that it shows, for formats that store raw numbers.
+    """The text of a cell with the shown numbers, for formats that store raw numbers.
 
     Attributes:
       numbers: name -> value, such as {"mean": 63.0, "std": 3.6, "n": 3}; the name "" stands for the column's own name.
@@ -89,7 +89,9 @@ class Plot(str):
 
 
 def aligned(rows: Rows) -> str:
-    """Returns a table for the terminal: the first column and notes left-aligned, the others right-aligned.
+    """Returns a table for the terminal.
+
+    The first column and notes are left-aligned, the others right-aligned.
 
     >>> print(aligned([["run", "last"], ["kd", "61.20"]]))
     run   last
@@ -316,7 +318,10 @@ def _is_left_aligned(index, head):
 
 
 def _distinct(heads):
-    """Returns distinct column names: "name" for an empty one; a repeated one follows the last name that is unique."""
+    """Returns distinct column names.
+
+    An empty name is replaced by "name". A repeated name follows the last name that is unique.
+    """
     names, last_unique = [], ""
     for head in heads:
         head = one_line(head) or "name"

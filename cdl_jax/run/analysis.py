@@ -1,6 +1,6 @@
-"""Analyzes a run from the checkpoints after its tasks: what prompts and distillation do in it.
+"""Analyzes the effects of prompts and distillation in a run.
 
-`analyze` returns the content of analysis.json:
+The analysis reads the checkpoints after the run's tasks. `analyze` returns the content of analysis.json:
 
   tasks: number of finished tasks.
   predictions: name -> network -> accuracy of the last checkpoint, in percent on each task and their mean: `unchanged`,
@@ -39,7 +39,9 @@ from cdl_jax.training.steps import evaluation_step
 
 
 def analyze(experiment: Experiment, folder: Path) -> dict:
-    """Returns the content of analysis.json (see above) for the tasks that the run has finished.
+    """Returns the content of analysis.json for the finished tasks of a run.
+
+    The docstring of this module describes the content.
 
     Raises:
       UserError: no task is finished, there are several seeds, or a checkpoint is missing or damaged.
@@ -121,7 +123,9 @@ class _ProbedMethod(Method):
 
 
 def _forgetting(evaluator, tasks, restore: Callable, frozen):
-    """Returns for each pair the rows of KL(teacher after task t || student after task i), t <= i.
+    """Returns the rows of `distillation_forgetting` of each pair.
+
+    Row i has KL(teacher after task t || student after task i) for each t <= i.
 
     restore: task -> mutable variables after it.
     """
@@ -143,7 +147,11 @@ def _forgetting(evaluator, tasks, restore: Callable, frozen):
 
 
 def _predictions(evaluator, mutable, frozen, tasks):
-    """Returns the accuracy unchanged and with each probe, and the accuracy with each value of each sweep."""
+    """Returns `predictions` and `sweeps` of analysis.json.
+
+    `predictions` has the accuracy unchanged and with each probe. `sweeps` has the accuracy with each value of each
+    sweep.
+    """
     steps, at = evaluator.steps, position(tasks[-1])
     method, config = steps.experiment.method, steps.experiment.config
 

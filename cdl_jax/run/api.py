@@ -76,7 +76,9 @@ def load(folder: str | os.PathLike, seed: int | None = None) -> "Run":
 
 
 def train(config: ConfigDict | str, workdir: str | os.PathLike) -> "Run":
-    """Trains a config as the command line does, with a lock on the folder; resumes the run in the folder.
+    """Trains a config as the command line does.
+
+    The function resumes the run in the working directory, and locks the directory until the training ends.
 
     Args:
       config: a ConfigDict, or what follows `--config`: a file, or the name of a shipped config, with arguments.
@@ -122,7 +124,10 @@ class Run:
 
     @property
     def seed_folder(self) -> Path:
-        """The folder of the seed's results: below `folder` in a run of several seeds, else `folder`."""
+        """The folder of the seed's results.
+
+        In a run of several seeds it lies below `folder`. In other runs it is `folder`.
+        """
         return self.folder / f"seed_{self.seed}" if self.config.seeds else self.folder
 
     @property
@@ -142,9 +147,10 @@ class Run:
 
     @property
     def matrices(self) -> dict[str, np.ndarray]:
-        """The accuracy matrix of each network, float64 `[tasks, tasks]` in percent; for detectors average precision.
+        """The accuracy matrix of each network, float64 `[tasks, tasks]` in percent.
 
-        Row i has the tasks 0 to i after task i. NaN: not evaluated.
+        Row i has the tasks 0 to i after task i. NaN: not evaluated. The numbers of detectors are average precision in
+        percent, and those of generators are distances.
         """
         return self._matrices("accuracy_matrix")
 
@@ -268,7 +274,10 @@ class Run:
 
     @property
     def _device_size(self) -> tuple[int, int] | None:
-        """The (height, width) of test images that evaluation resized on the device; None: Pillow resizes images."""
+        """The (height, width) of test images that evaluation resized on the device.
+
+        None: Pillow resizes images.
+        """
         recorded = self.results["stream"]
         if "device_size" not in recorded:
             logging.getLogger("cdl_jax").warning(
@@ -320,7 +329,10 @@ class Run:
         return Task(index, (0,) * (end - first), first, _NO_TASK, _NO_TASK)
 
     def _info_from_data(self) -> StreamInfo:
-        """Returns the stream of a detection run whose results.json an earlier version wrote without category ids."""
+        """Returns the stream of a detection run, with the category ids of its data.
+
+        An earlier version wrote results.json of the run without category ids.
+        """
         try:
             ids = stream.load(self.config.data, self.seed).class_order
         except UserError as error:
@@ -408,7 +420,9 @@ class DetectionNetwork:
 
 
 def accuracy_matrix(rows: Iterable[Sequence[float]], num_tasks: int) -> np.ndarray:
-    """Returns the rows of a matrix of results.json as an array, NaN where nothing was evaluated.
+    """Returns the rows of a matrix of results.json as an array.
+
+    NaN marks the entries that were not evaluated.
 
     >>> accuracy_matrix([[90.0]], 2).tolist()
     [[90.0, nan], [nan, nan]]

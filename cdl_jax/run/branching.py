@@ -252,9 +252,9 @@ def _check_class_orders(run, task, experiment):
 
 
 def _check_plugins(run, experiment):
-    """Raises UserError if the variables of a learner or a scheme cannot fit a longer stream.
+    """Raises UserError if a learner or a scheme cannot fit a longer stream.
 
-    Some of them divide their variables by the number of tasks.
+    Some learners and schemes divide their variables by the number of tasks.
     """
     config, parent, num_tasks = experiment.config, run.config, experiment.info.num_tasks
     if num_tasks == run.info.num_tasks:

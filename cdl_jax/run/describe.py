@@ -1,4 +1,7 @@
-"""Describes a config without training: tasks, parameters, operations and memory of a step, resolved config."""
+"""Describes a config without training.
+
+A description has the tasks, the parameters, the operations and memory of a step, and the resolved config.
+"""
 
 import copy
 import dataclasses
@@ -18,13 +21,16 @@ _MAX_ARRAYS = 20  # rows of a table of arrays
 
 
 def load_or_placeholder(options, seed: int) -> tuple[stream.Stream, str]:
-    """Returns the stream of a config's data section, and a line about sizes that stand in for missing data.
+    """Returns the stream of a config's data section, or one without content.
 
     Published or placeholder sizes are used only where nothing is at `data.path`.
 
     Args:
       options: the data section of a config.
       seed: of the run.
+
+    Returns:
+      The stream, and a line about sizes that stand in for missing data; "" where the data is there.
 
     Raises:
       UserError: the data is damaged or cannot be split into the tasks, or it is missing and its source has no sizes.
@@ -40,13 +46,16 @@ def load_or_placeholder(options, seed: int) -> tuple[stream.Stream, str]:
 
 
 def build_experiment(options, data: stream.Stream) -> tuple[Experiment, str]:
-    """Returns the experiment of a config, and a line about weights that are not on this machine.
+    """Returns the experiment of a config, with random weights for absent ones.
 
     Random weights have the same shapes. They stand in only where nothing is at the path.
 
     Args:
       options: a resolved config.
       data: the stream of the first seed.
+
+    Returns:
+      The experiment, and a line about weights that are not on this machine; "" where all of them are.
 
     Raises:
       UserError: options that do not fit together, or a file or folder of weights that is there and does not fit.

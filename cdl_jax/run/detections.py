@@ -1,4 +1,7 @@
-"""Makes detections.json, which has curves of precision and a few images with boxes, from the record of a run."""
+"""Makes detections.json from the record of a run.
+
+The file has curves of precision and a few images with boxes.
+"""
 
 import base64
 import io
@@ -20,7 +23,9 @@ _QUALITY = 90  # of JPEG
 
 
 def collect(experiment: Experiment, record: Record) -> dict:
-    """Returns the content of detections.json, a function of the record and the test images.
+    """Returns the content of detections.json.
+
+    The content is a function of the record and the test images.
 
     Args:
       record: after at least one task.
@@ -68,7 +73,10 @@ def _image(data, row, names, detections):
 
 
 def _jpeg(image: "PIL.Image.Image") -> str:
-    """Returns an image as JPEG in base64, smaller if its longer side is above the limit."""
+    """Returns an image as JPEG in base64.
+
+    An image whose longer side is above the limit becomes smaller.
+    """
     image.thumbnail((_LONGER_SIDE, _LONGER_SIDE))
     content = io.BytesIO()
     image.save(content, "JPEG", quality=_QUALITY, subsampling=0)

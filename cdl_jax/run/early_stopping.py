@@ -1,4 +1,7 @@
-"""Decides when a task ends before its last epoch, from the accuracies of its epochs."""
+"""Decides when a task ends before its last epoch.
+
+The decision follows from the accuracies of the task's epochs.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -106,7 +106,9 @@ def evaluate(
 
 
 def _measure(method, network, logits, labels, task_sizes):
-    """Returns `classified.measure` in a network's class order, without images of unseen classes.
+    """Returns `classified.measure` in the class order of a network.
+
+    Images of unseen classes are left out.
 
     Raises:
       UserError: all images are of unseen classes.
@@ -168,7 +170,9 @@ def file_name(on: str, task: int, is_corrupted: bool) -> str:
 
 
 def merge(path: Path, content: dict[str, Any]) -> dict[str, Any]:
-    """Returns an evaluation with the other corruptions and severities of an earlier one, if all else is equal.
+    """Returns an evaluation, merged with the corruptions of an earlier one.
+
+    Other corruptions and severities of the earlier evaluation are added if all else is equal.
 
     Args:
       path: file of the earlier evaluation; it may be missing.

@@ -173,7 +173,10 @@ def _classes(network) -> dict[str, Any]:
 
 
 def _variables(atoms) -> set[Any]:
-    """Returns the variables among the inputs or outputs of an equation; literals are left out."""
+    """Returns the variables among the inputs or outputs of an equation.
+
+    Literals are left out.
+    """
     return {atom for atom in atoms if isinstance(atom, jax_core.Var)}
 
 
@@ -263,7 +266,11 @@ def _copy_flatbuffers(folder):
 
 
 def _check_folder(folder):
-    """Raises UserError if the folder cannot be written, or has files that are no export, such as another README.md."""
+    """Checks that an export can be written into a folder.
+
+    Raises:
+      UserError: the folder cannot be written, or has files that are no export, such as another README.md.
+    """
     paths.check_output_folder(folder, "--output")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "program.stablehlo").exists():
         raise UserError(f"--output={folder} has files that are no export: name an empty folder, or a new one")

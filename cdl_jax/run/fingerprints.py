@@ -1,6 +1,6 @@
-"""Computes fingerprints of a run's inputs: weight files, teacher runs, plug-ins and data.
+"""Computes fingerprints of a run's inputs.
 
-Content decides, not the path.
+Inputs are weight files, teacher runs, plug-ins and data. Content decides, not the path.
 """
 
 import ast
@@ -42,10 +42,10 @@ def fingerprint_config(config: dict) -> dict[str, list[str | None]]:
 
 
 def plugin_files(name: str) -> list[Path]:
-    """Returns the file of a user's plug-in, and those of the user's modules that it imports, also indirectly.
+    """Returns the files of a user's plug-in and of its imports.
 
-    A user's module is one of the plug-in's top-level package, or one that is not installed. Imports are read from the
-    source, and nothing is imported.
+    Only imports of the user's modules count, indirect ones too. A user's module is one of the plug-in's top-level
+    package, or one that is not installed. Imports are read from the source, and nothing is imported.
 
     Args:
       name: dotted path of the plug-in.
@@ -63,7 +63,9 @@ def plugin_files(name: str) -> list[Path]:
 
 
 def changed_plugin_file(stored: dict, resolved: dict) -> Path | None:
-    """Returns the first file of a run's plug-ins that has changed since the run began, None if there is none.
+    """Returns the first plug-in file that has changed since a run began.
+
+    None: no file of the run's plug-ins has changed.
 
     Args:
       stored: the content of a run's config.json.
@@ -82,9 +84,10 @@ def changed_plugin_file(stored: dict, resolved: dict) -> Path | None:
 
 
 def align_configs(stored: dict, resolved: dict) -> tuple[dict, dict]:
-    """Returns two flat configs in which paths with the same content are equal, and paths with other content differ.
+    """Returns two flat configs whose paths are equal if their content is equal.
 
-    Where a run has no fingerprints, or the path no longer exists, paths to the same place are equal.
+    Paths with other content differ. Where a run has no fingerprints, or the path no longer exists, paths to the same
+    place are equal.
 
     Args:
       stored: the content of a run's config.json.
@@ -146,7 +149,9 @@ def fingerprint_data(stream: Stream) -> dict[str, str]:
 
 
 def changed_data(stored: dict[str, str], found: dict[str, str]) -> list[str]:
-    """Returns the keys whose fingerprints differ; one of an older version without folders is compared without them.
+    """Returns the keys whose fingerprints differ.
+
+    A stored fingerprint of an older version may lack folders. It is compared without folders.
 
     >>> changed_data({"train/a": "1 images, 2 bytes, 3"}, {"train/a": "1 images, 2 bytes, 3, folders 4"})
     []
@@ -162,7 +167,10 @@ def changed_data(stored: dict[str, str], found: dict[str, str]) -> list[str]:
 
 
 def _relative_folders(split) -> list[str]:
-    """Returns the folder of each file, relative to the folder that has all files of the split; [] for arrays."""
+    """Returns the folder of each file of a split, [] for arrays.
+
+    The folder is relative to the folder that has all files of the split.
+    """
     if split.images is not None or not len(split):
         return []
     is_member = [isinstance(file, tar_files.Member) for file in split.files]
@@ -177,7 +185,10 @@ def _relative_folders(split) -> list[str]:
 
 
 def _is_folder_of(class_name, folder) -> bool:
-    """Tests for a class folder, also with the images in `images/`, and for the folder that has all files."""
+    """Returns whether a folder is that of a class, or the one that has all files.
+
+    The images of a class may also lie in its subfolder `images/`.
+    """
     path = PurePosixPath(folder)
     path = path.parent if path.name == "images" != class_name else path
     return path.name == "" or one_line(path.name) == class_name
@@ -201,7 +212,10 @@ def _image_content(split, row) -> tuple[bytes, int]:
 
 
 def _paths(key, value) -> list[str]:
-    """Returns the files, folders and user modules that an option names, with `package:NAME`; `random` is none."""
+    """Returns the files, folders and user modules that an option names.
+
+    `package:NAME` is one of them, and `random` is none.
+    """
     if key.endswith(".teacher_runs") and isinstance(value, list):
         return value
     if _is_user_plugin(key, value):
@@ -214,7 +228,10 @@ def _is_user_plugin(key, value) -> bool:
 
 
 def _imports(name, path, plugin) -> list[str]:
-    """Returns the dotted paths that the source of a module imports; [] if it is not Python."""
+    """Returns the dotted paths that the source of a module imports.
+
+    A source that is not Python has [].
+    """
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
     try:
         nodes = list(ast.walk(ast.parse(path.read_bytes())))
@@ -230,7 +247,10 @@ def _imports(name, path, plugin) -> list[str]:
 
 
 def _module_file(name, plugin) -> Path | None:
-    """Returns the file of a module, without an import; None where there is none, or it is not one of the user's."""
+    """Returns the file of a user's module without an import.
+
+    None: there is no such file, or the module is not one of the user's.
+    """
     top, *rest = name.split(".")
     if top == "cdl_jax" and name != plugin:
         return None
@@ -250,7 +270,10 @@ def _module_file(name, plugin) -> Path | None:
 
 
 def _is_installed(path) -> bool:
-    """Returns whether a file lies in Python's standard library, or in a folder of installed packages."""
+    """Returns whether a file is part of Python or of an installed package.
+
+    Such a file lies in Python's standard library, or in a folder of installed packages.
+    """
     is_standard = path.is_relative_to(sysconfig.get_paths()["stdlib"])
     return is_standard or not {"site-packages", "dist-packages"}.isdisjoint(path.parts)
 

@@ -1,6 +1,7 @@
-"""The texts of `--list` and of `--help`: what a config can name, and the options of a config.
+"""The texts of `--list` and of `--help`.
 
-Docstrings are parsed from the files. Only the sizes of networks and the options of a config need an import.
+`--list` shows the names that a config can have, and `--help` shows the options of a config. Docstrings are parsed from
+the files. Only the sizes of networks and the options of a config need an import.
 """
 
 import shutil
@@ -27,7 +28,10 @@ _DEFAULT_RANGES = ("", "at least 0", "True or False")  # clear from the value
 
 
 def render_list() -> str:
-    """Returns one line for each shipped config and each plug-in, with the first line of its docstring."""
+    """Returns one line for each shipped config and each plug-in.
+
+    Each line ends with the first line of the docstring.
+    """
     blocks = [_block("configs (--config NAME)", config_files.shipped_configs().items())]
     for title, folder in _SECTIONS:
         path = _PACKAGE.joinpath(*folder.split("."))
@@ -49,7 +53,9 @@ def _network_block():
 
 
 def render_options(config: "ml_collections.ConfigDict") -> str:
-    """Returns the options of a config, sorted by key: value, meaning and permitted values, wrapped to the terminal.
+    """Returns the options of a config, sorted by key.
+
+    The text of an option has its value, meaning and permitted values, wrapped to the terminal.
 
     Args:
       config: a config with valid keys.

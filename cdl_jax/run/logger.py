@@ -60,7 +60,9 @@ class RunLogger:
             logger.write(line | dict(task_scalars or {}))
 
     def write_results(self, content: dict, detections: dict | None = None) -> None:
-        """Writes results.json, then report.html: at most once a minute, because plots take seconds, and at the end.
+        """Writes results.json, then report.html if it is due.
+
+        The report is written at most once a minute, because plots take seconds, and at the end.
 
         Args:
           content: of results.json.
@@ -104,7 +106,9 @@ def _with_task_scalars(line, task_scalars):
 
 
 def draw_report(folder: Path, content: dict) -> None:
-    """Writes report.html. A failure is a warning, because all that it shows is in the other files.
+    """Writes report.html.
+
+    A failure is a warning, because the other files have all that the report shows.
 
     content: of results.json.
     """
@@ -122,7 +126,10 @@ def draw_report(folder: Path, content: dict) -> None:
 
 
 def report_is_current(folder: Path) -> bool:
-    """Returns whether report.html shows results.json; `--mode=analyze` draws the report again with its analysis."""
+    """Returns whether report.html shows results.json.
+
+    A report with an analysis counts as current, because `--mode=analyze` draws the report again with its analysis.
+    """
     page, results = folder / "report.html", folder / "results.json"
     if not page.exists() or (folder / "analysis.json").exists():
         return page.exists()

@@ -1,6 +1,7 @@
-"""Runs the task loop, which can be stopped at any step; the same command resumes it.
+"""Runs the task loop, which can be stopped at any step.
 
-`TaskLoop.run` trains task after task, `_train_task` the phases of a task, and `_train_phase` the steps of a phase.
+The same command resumes the loop. `TaskLoop.run` trains task after task, `_train_task` the phases of a task, and
+`_train_phase` the steps of a phase.
 """
 
 import json
@@ -112,10 +113,16 @@ def evaluate(experiment: Experiment, folder: Path, task: int | None) -> dict:
 
 
 class TaskLoop:
-    """Trains the tasks of an experiment in order, with a checkpoint, results and a report after each."""
+    """Trains the tasks of an experiment in order.
+
+    A checkpoint, results and a report follow each task.
+    """
 
     def __init__(self, steps: CompiledSteps, folder: Path, checkpoints: Checkpoints, signals: SignalHandler):
-        """Restores the newest checkpoint, or initializes the variables and claims the working directory."""
+        """Restores the newest checkpoint, or begins a run.
+
+        A new run initializes the variables and claims the working directory.
+        """
         self.steps, self.experiment = steps, steps.experiment
         self.evaluator = self.experiment.problem.make_evaluator(steps)
         self.folder, self.checkpoints, self.signals = folder, checkpoints, signals
@@ -159,7 +166,11 @@ class TaskLoop:
         return RunLogger(info, record.num_log_lines, config.log, scalars)
 
     def _restore(self):
-        """Returns records (one a seed), mutable and frozen variables, and the state within a task or None."""
+        """Restores the newest checkpoint, or initializes records and variables.
+
+        Returns:
+          Records (one a seed), mutable variables, frozen variables, and the state within a task or None.
+        """
         experiment, checkpoints = self.experiment, self.checkpoints
         if not checkpoints.finished_tasks() and checkpoints.latest_step() is None:
             records = [Record() for _ in experiment.seeds]
@@ -279,9 +290,10 @@ class TaskLoop:
         return state
 
     def _finish_phase(self, task, index, state):
-        """Returns the state after what follows the last step of a phase: `Phase.finish`, and the herding of a memory.
+        """Returns the state after `Phase.finish` and the herding of a memory.
 
-        Nothing is saved for a restart after the phase's last step, because both follow from the weights.
+        Both come after the last step of a phase. Nothing is saved for a restart after this step, because both follow
+        from the weights.
         """
         phase = self.experiment.method.phases[index]
         mutable = self.steps.finish_phase(index, state.mutable, self.frozen, position(task))
@@ -292,7 +304,11 @@ class TaskLoop:
         return state.replace(mutable=mutable)
 
     def _record_evaluations(self, evaluations):
-        """Adds the evaluation after a task to the record of each seed; returns the scalars to log."""
+        """Adds the evaluation after a task to the record of each seed.
+
+        Returns:
+          The scalars of each seed to log.
+        """
         method, scalars = self.experiment.method, []
         self._write_sheets(evaluations)
         for record, mutable, evaluation in zip(
@@ -319,9 +335,10 @@ class TaskLoop:
         return scalars
 
     def _evaluate_before(self, task):
-        """Records the accuracy on tasks before they are trained, over the classes up to them, for forward transfer.
+        """Records the accuracy on tasks before they are trained, for forward transfer.
 
-        The networks are those after the last trained task, whose index the context has.
+        The accuracy on a task is over the classes up to this task. The networks are those after the last trained task,
+        whose index the context has.
         """
         trained = {"task": np.int32(max(task.index - 1, 0))}
         moments = [("pretask", [task])]
@@ -336,7 +353,10 @@ class TaskLoop:
                         rows.setdefault(network, []).extend(evaluation.accuracy[network])
 
     def _evaluate_within(self, task, phase, epoch, mutable):
-        """Evaluates the networks as if the task ended here, and records the best evaluation by the headline."""
+        """Evaluates the networks as if the task ended here.
+
+        The best evaluation by the headline is recorded.
+        """
         tasks, scalars, at = self.experiment.stream.tasks[: task.index + 1], [], position(task)
         evaluations = self._evaluate(self.steps.end_task(mutable, self.frozen, at), tasks, at)
         self._write_sheets(evaluations)
@@ -359,7 +379,10 @@ class TaskLoop:
                 logger.write_sheet(self.record.step, evaluation.sheet)
 
     def _named(self, means):
-        """Returns the means of networks as scalars to log; the AP of a detector gives way to that over all classes."""
+        """Returns the means of networks as scalars to log.
+
+        Callers replace the AP of a detector by that over all classes.
+        """
         return {f"{network}/{self.experiment.metric}": mean for network, mean in means.items()}
 
     def _evaluate(self, mutable, tasks, at, before_batch=None):
@@ -370,7 +393,11 @@ class TaskLoop:
         return evaluations
 
     def _apply_early_stopping(self, state):
-        """Returns the state after an evaluation within a task, and whether the task ends with its best weights."""
+        """Decides whether a task ends after an evaluation within it.
+
+        Returns:
+          The state after the evaluation, and whether the task ends with its best weights.
+        """
         config, history = self.experiment.config, self.record.stopping_history
         stopping = config.train.early_stopping
         if not stopping.patience:
@@ -384,7 +411,11 @@ class TaskLoop:
         return state, decision.stop
 
     def _log_training(self, state, task, index, epoch):
-        """Writes the mean of each metric since the last line; returns the state with sums of zero."""
+        """Writes the mean of each metric since the last log line.
+
+        Returns:
+          The state with sums of zero.
+        """
         phase = self.experiment.method.phases[index]
         self._report_nonfinite(state, task, index)
         sums = {name: np.atleast_1d(value) for name, value in jax.device_get(state.metric_sums[index]).items()}
@@ -396,10 +427,12 @@ class TaskLoop:
         return state.replace(**self.steps.zero_sums())
 
     def _report_nonfinite(self, state, task, index):
-        """Writes nonfinite.json if there were steps with NaN or infinity since the last log line.
+        """Writes nonfinite.json if there were steps with NaN or infinity.
+
+        Steps count since the last log line.
 
         Raises:
-          UserError: there were, and the run is configured to stop.
+          UserError: there were such steps, and the run is configured to stop.
         """
         found = jax.tree.map(np.atleast_1d, jax.device_get(state.nonfinite[index]))
         if not found["count"].any():
@@ -460,7 +493,11 @@ class TaskLoop:
                 weights.save(logger.folder / f"{name}.npz", network)
 
     def _write_results(self):
-        """Writes results.json of each seed, and the report if it is due; returns the contents of results.json."""
+        """Writes results.json of each seed, and the report if it is due.
+
+        Returns:
+          The contents of results.json.
+        """
         records = results.from_json(results.to_json(self.records))
         contents = [
             results.collect(self.experiment, record, seed)
@@ -477,7 +514,10 @@ def _config_of_seed(config: dict, seed: int) -> dict:
 
 
 class _Stopwatch:
-    """Measures the seconds of a phase without pauses, and images and seconds after the first call."""
+    """Measures the seconds of a phase without pauses.
+
+    The stopwatch also measures images and seconds after the first call.
+    """
 
     def __init__(self):
         self._start, self.images_from, self.images = time.perf_counter(), 0.0, 0

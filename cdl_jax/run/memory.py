@@ -13,7 +13,10 @@ from cdl_jax.training.state import position
 
 
 def read_rows(steps: CompiledSteps, mutable) -> list[np.ndarray | None]:
-    """Returns the rows of the memory of each seed; None for each seed of a method without such a memory."""
+    """Returns the rows of the memory of each seed.
+
+    A method without such a memory has None for each seed.
+    """
     experiment = steps.experiment
     if not isinstance(experiment.method, HerdsMemory):
         return [None] * len(experiment.seeds)
@@ -21,7 +24,11 @@ def read_rows(steps: CompiledSteps, mutable) -> list[np.ndarray | None]:
 
 
 def select(evaluator: Evaluator, mutable, frozen, phase: Phase, task: Task):
-    """Returns the mutable variables after the phase's network has selected the memory of the task's classes."""
+    """Selects the memory of a task's classes with the network of a phase.
+
+    Returns:
+      The mutable variables after the selection.
+    """
     steps, experiment = evaluator.steps, evaluator.steps.experiment
     # Every process computes all of it. The batch is that of training: the batch size of evaluation may change while a
     # run is stopped, and with it the last bits.

@@ -1,4 +1,7 @@
-"""Predicts the classes or boxes of image files with a network of a run, for `--mode predict`."""
+"""Predicts the classes or boxes of image files, for `--mode predict`.
+
+A network of a run makes the predictions.
+"""
 
 import os
 from collections.abc import Sequence

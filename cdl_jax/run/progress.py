@@ -16,7 +16,9 @@ _LOSS = ", loss "
 
 
 def show(total: int, initial: int, *, primary: bool):
-    """Returns a progress display, a context manager with tqdm's `update`, `set_postfix_str` and `total`.
+    """Returns a progress display.
+
+    The display is a context manager with tqdm's `update`, `set_postfix_str` and `total`.
 
     Args:
       total: steps of the run.
@@ -37,7 +39,9 @@ def is_notebook() -> bool:
 
 
 def position_text(task: int, phase: str, means: Mapping[str, np.ndarray]) -> str:
-    """Returns what a line of progress ends with: task, phase, and the mean loss if the phase has one.
+    """Returns the end of a line of progress.
+
+    The text has task, phase, and the mean loss if the phase has one.
 
     Args:
       task: index of the task.
@@ -51,9 +55,10 @@ def position_text(task: int, phase: str, means: Mapping[str, np.ndarray]) -> str
 
 
 class Lines:
-    """Prints a line to stderr when a phase begins, at least every `interval` seconds, and at the end.
+    """Prints the progress of a run as lines to stderr.
 
-    A thread prints, so that lines come while a step compiles or a long evaluation runs.
+    A line is printed when a phase begins, at least every `interval` seconds, and at the end. A thread prints, so that
+    lines come while a step compiles or a long evaluation runs.
     """
 
     def __init__(self, total: int, initial: int, interval: float = INTERVAL):

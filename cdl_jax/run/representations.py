@@ -1,6 +1,7 @@
-"""Compares the representations of a run's networks on test images, and embeds features in the plane.
+"""Compares the representations of a run's networks on test images.
 
-Both use `methods.base.Method.features` with the weights of one checkpoint.
+The module also embeds features in the plane. Both use `methods.base.Method.features` with the weights of one
+checkpoint.
 """
 
 from collections import OrderedDict
@@ -18,7 +19,9 @@ _MAX_EMBEDDED, _MAX_CLASSES = 400, 10  # test images that are embedded, and thei
 
 
 def compare_representations(evaluator: Evaluator, mutable, frozen, tasks) -> tuple[dict, dict]:
-    """Compares the layers of a run's networks on the test images of tasks, and embeds features in the plane.
+    """Compares the layers of a run's networks on the test images of tasks.
+
+    The function also embeds features in the plane.
 
     Returns:
       Two dicts, both {} where the method has no features.

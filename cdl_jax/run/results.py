@@ -1,4 +1,7 @@
-"""Holds the record of a run, which every checkpoint saves, and makes results.json from it."""
+"""Holds the record of a run, and makes results.json from the record.
+
+Every checkpoint saves the record.
+"""
 
 import copy
 import json
@@ -110,7 +113,9 @@ def to_json(records: list[Record]) -> dict:
 
 
 def from_json(saved: dict) -> list[Record]:
-    """Returns the records that `to_json`, of this version or an earlier one, was given.
+    """Returns the records of a run's seeds from the output of `to_json`.
+
+    The output may be that of an earlier version.
 
     Raises:
       UserError: a later version of this program saved them.
@@ -121,7 +126,9 @@ def from_json(saved: dict) -> list[Record]:
 
 
 def read(folder: Path) -> dict | None:
-    """Returns the content of a run's results.json; None if it is missing, or damaged and must be made again.
+    """Returns the content of a run's results.json.
+
+    None: the file is missing, or it is damaged and must be made again.
 
     Raises:
       UserError: a later version of this program wrote it.
@@ -134,7 +141,7 @@ def read(folder: Path) -> dict | None:
 
 
 def collect(experiment: Experiment, record: Record, seed: int) -> dict:
-    """Returns the content of results.json, a function of the record and the experiment."""
+    """Returns the content of results.json from the record and the experiment."""
     stream, config = experiment.streams[experiment.seeds.index(seed)], experiment.config
     networks, metric, is_distance = {}, experiment.metric, experiment.problem.lower_is_better
     for network in filter(record.accuracy.get, experiment.method.networks):
@@ -255,7 +262,10 @@ def tasks_of(stream: Stream) -> list[dict]:
 
 
 def test_counts(experiment: Experiment, network: str) -> list[int]:
-    """Returns the number of test images of each task, in the stream that evaluates the network."""
+    """Returns the number of test images of each task.
+
+    The tasks are those of the stream that evaluates the network.
+    """
     index = experiment.method.stream_of.get(network)
     own = [task.test for task in experiment.stream.tasks] if index is None else experiment.plan.test[index]
     return [len(rows) for rows in own]
@@ -275,7 +285,10 @@ def _complete(rows, num_tasks) -> list | None:
 
 
 def _device_size(stream, config) -> list[int] | None:
-    """Returns (height, width) of the test images that evaluation transforms on the device; None: on the host."""
+    """Returns (height, width) of test images that are transformed on the device.
+
+    None: evaluation transforms test images on the host.
+    """
     on_device = stream.problem == "classification" and loaders.fits_device(stream.test, config.device_data_limit_mb)
     return [int(side) for side in stream.test.images.shape[1:3]] if on_device else None
 
@@ -309,13 +322,16 @@ def _pairs(record):
 
 
 def _device(experiment):
-    """Returns the devices; with several seeds, speed, seconds and memory are those of all seeds together."""
+    """Returns the number and the kind of the devices, as text.
+
+    With several seeds, speed, seconds and memory are those of all seeds together.
+    """
     device = f"{experiment.mesh.size} x {jax.devices()[0].device_kind}"
     return f"{device}, shared by {len(experiment.seeds)} seeds" if len(experiment.seeds) > 1 else device
 
 
 def parameters(experiment: Experiment) -> dict:
-    """Returns the number of parameters of one seed, without statistics and bookkeeping.
+    """Counts the parameters of one seed, without statistics and bookkeeping.
 
     Returns:
       `{network: {"trainable": n, "frozen": n}}`.
@@ -328,9 +344,12 @@ def parameters(experiment: Experiment) -> dict:
 
 
 def parameter_shapes(experiment: Experiment) -> tuple[dict, dict]:
-    """Returns network -> shapes of its parameters, those that training may change and the frozen ones.
+    """Returns the shapes of the parameters of each network.
 
     Statistics and bookkeeping are left out. Several seeds have a first axis in what training may change.
+
+    Returns:
+      (network -> shapes of the parameters that training may change, network -> shapes of the frozen ones).
     """
     bookkeeping = experiment.method.bookkeeping
 
@@ -351,7 +370,10 @@ def count_parameters(tree) -> int:
 
 
 def peak_memory() -> int:
-    """Returns the peak memory of the first device in bytes, or of this process where the device reports none."""
+    """Returns the peak memory of the first device in bytes.
+
+    Where the device reports none, the number is the peak memory of this process.
+    """
     stats = jax.local_devices()[0].memory_stats() or {}
     if "peak_bytes_in_use" in stats:
         return stats["peak_bytes_in_use"]

@@ -1,4 +1,4 @@
-"""Decides at which steps of a phase the run logs, evaluates and saves a checkpoint."""
+"""Schedules the log lines, evaluations and checkpoints of a phase by steps."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -87,9 +87,9 @@ class Schedule:
 
 
 def scan_lengths(sync_points: Sequence[bool], max_length: int) -> list[int]:
-    """Divides steps into calls of `max_length` steps; only the last step of a call may be a sync point.
+    """Divides steps into calls of `max_length` steps.
 
-    Steps that fill no such call are called one by one.
+    Only the last step of a call may be a sync point. Steps that fill no such call are called one by one.
 
     >>> scan_lengths([False, False, False, True, False], max_length=2)
     [2, 2, 1]

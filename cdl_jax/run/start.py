@@ -1,4 +1,7 @@
-"""Starts or resumes the training of a config in a working directory, for the command line and for Python."""
+"""Starts or resumes the training of a config in a working directory.
+
+The command line and the interface for Python use this module.
+"""
 
 from collections.abc import Callable
 from contextlib import nullcontext

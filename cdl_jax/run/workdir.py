@@ -1,4 +1,7 @@
-"""Locks a run's working directory, and compares its config and data with those of a command."""
+"""Locks a run's working directory, and compares its run with a command.
+
+Config and data are compared.
+"""
 
 import copy
 import errno
@@ -67,7 +70,10 @@ def locked(workdir: Path):
 
 
 def _remove_unfinished_files(folder):
-    """Removes the files that a killed process had not finished; all other files of the folder may be the user's."""
+    """Removes the files that a killed process had not finished.
+
+    All other files of the folder may be the user's.
+    """
     for path in folder.glob(".*"):
         if _UNFINISHED.fullmatch(path.name) and path.is_file() and not path.is_symlink():
             with suppress(OSError):  # a file of another user is harmless
@@ -190,7 +196,9 @@ def with_stored_dtypes(workdir: Path, options: ConfigDict) -> ConfigDict:
 
 
 def check_data(workdir: Path, stream: Stream) -> None:
-    """Refuses a directory whose run used other data; a run without a fingerprint of its data passes.
+    """Refuses a directory whose run used other data.
+
+    A run without a fingerprint of its data passes.
 
     Raises:
       UserError: names the classes whose images have changed.
@@ -255,7 +263,7 @@ def command() -> str:
 
 
 def versions() -> dict:
-    """Returns the versions of this package and of the packages that affect its numbers."""
+    """Returns the versions of this package and of those that affect its numbers."""
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     return {"cdl_jax": __version__, "python": sys.version.split()[0], **{p: metadata.version(p) for p in packages}}
 

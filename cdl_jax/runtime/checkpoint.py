@@ -1,4 +1,6 @@
-"""Orbax checkpoints of a run: frozen weights once, trained weights after every task and at intervals within a task.
+"""Orbax checkpoints of a run.
+
+Frozen weights are saved once. Trained weights are saved after every task, and at intervals within a task.
 
 checkpoints/frozen/        variables that never change; frozen.json beside the folder has their checksum
 checkpoints/tasks/<t>/     mutable variables after task t, and the run's record until then (JSON)
@@ -111,7 +113,9 @@ class Checkpoints:
                 getattr(self, opened).close()
 
     def save_frozen(self, frozen: Any) -> None:
-        """Saves the frozen variables, if they have not been saved, and returns when they are on disk.
+        """Saves the frozen variables, unless they have been saved.
+
+        The method returns when the variables are on disk.
 
         Args:
           frozen: a tree of arrays; one without leaves is not saved.
@@ -348,7 +352,10 @@ def _checksum_of_json(content) -> int:
 
 
 def _checksum(tree) -> int:
-    """Returns the CRC-32 of names, dtypes, shapes and values of all leaves, the same in every process."""
+    """Returns the CRC-32 of names, dtypes, shapes and values of all leaves.
+
+    The checksum is the same in every process.
+    """
     total = 0
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
@@ -388,11 +395,12 @@ def _writing(path):
 
 
 def _drop_late_callbacks() -> None:
-    """Suppresses the tracebacks that threads of TensorStore print for writes that end after another one has failed.
+    """Suppresses the tracebacks of writes that end after another write has failed.
 
-    The first failure closes the event loop of Orbax. A later write then reports to a closed loop, from a thread without
-    a caller, so that Python passes the error to `sys.unraisablehook`. A write that failed beside the first one ends as
-    a task whose error nobody retrieves, which asyncio logs. The failure itself is raised where the checkpoint is saved.
+    Threads of TensorStore print these tracebacks. The first failure closes the event loop of Orbax. A later write then
+    reports to a closed loop, from a thread without a caller, so that Python passes the error to `sys.unraisablehook`. A
+    write that failed beside the first one ends as a task whose error nobody retrieves, which asyncio logs. The failure
+    itself is raised where the checkpoint is saved.
     """
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     if getattr(sys.unraisablehook, "drops_late_callbacks", False):

@@ -1,4 +1,7 @@
-"""Cache of compiled programs, with which the second run of an experiment starts in seconds."""
+"""Cache of compiled programs.
+
+With the cache the second run of an experiment starts in seconds.
+"""
 
 import logging
 import os

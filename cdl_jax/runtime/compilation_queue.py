@@ -1,4 +1,7 @@
-"""Compiles programs in threads, while the main thread traces others, loads data or trains."""
+"""Compiles programs in threads.
+
+Meanwhile the main thread traces other programs, loads data or trains.
+"""
 
 from collections.abc import Hashable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -7,10 +10,11 @@ import jax
 
 
 class CompilationQueue:
-    """Compiles lowered programs in the order in which they were added, while the caller does something else.
+    """Compiles lowered programs in the order in which they were added.
 
-    XLA compiles without Python's global lock. A call of a jitted function uses a program that was lowered from the same
-    function for the same shapes and shardings, if it is compiled by then. So the caller waits for it first.
+    The caller continues meanwhile, because XLA compiles without Python's global lock. A call of a jitted function uses
+    a program that was lowered from the same function for the same shapes and shardings, if it is compiled by then. So
+    the caller waits for it first.
     """
 
     def __init__(self, threads: int):
@@ -41,7 +45,10 @@ class CompilationQueue:
         return program and program.result()
 
     def cancel(self) -> None:
-        """Removes all programs. Those that threads are compiling are finished, without effect."""
+        """Removes all programs.
+
+        Threads finish the programs that they are compiling, without effect.
+        """
         if self._pool:
             self._pool.shutdown(wait=False, cancel_futures=True)
         self._pool, self._programs = None, {}

@@ -12,7 +12,7 @@ _PIPE_CLOSED = 128 + 13  # the exit code that a shell reports after SIGPIPE
 
 
 def command(main: Callable) -> Callable:
-    """Wraps `main` so that it ends quietly when its pipe is closed, and prints text that the locale cannot encode.
+    """Wraps `main` for closed pipes, and for text that the locale cannot encode.
 
     In `... | head` the pipe is closed early. The command then ends without a message. SIGPIPE stays ignored, so that a
     lost network connection cannot end the process. Characters that the locale cannot encode are printed as backslash
@@ -22,7 +22,8 @@ def command(main: Callable) -> Callable:
       main: a function that returns the exit code.
 
     Returns:
-      A function with the arguments and the exit code of `main`, or with exit code 141 after a closed pipe.
+      A function with the arguments and the exit code of `main`. The exit code is 141 after a closed pipe. It is 2 after
+      an error of the machine, such as a full disk of stdout.
     """
 
     @functools.wraps(main)
@@ -54,7 +55,9 @@ def command(main: Callable) -> Callable:
 
 
 def _redirect_closed_streams() -> bool:
-    """Redirects stdout and stderr to the null device if their readers have closed them, for the flush at exit.
+    """Redirects closed stdout and stderr to the null device.
+
+    A stream is closed if its reader has closed it. The redirection is for the flush at exit.
 
     Returns:
       Whether at least one of them was closed.
@@ -76,7 +79,10 @@ def _redirect_closed_streams() -> bool:
 
 
 def discard_stdout() -> None:
-    """Redirects stdout to the null device if it cannot be written, because the flush at exit would fail again."""
+    """Redirects stdout to the null device if stdout cannot be written.
+
+    Otherwise the flush at exit would fail again.
+    """
     try:
         if sys.stdout is not None:
             sys.stdout.flush()
@@ -93,9 +99,10 @@ def _one_line_record(record):
 
 
 def one_line(text: object) -> str:
-    r"""Escapes line breaks and control characters, for one line of a terminal or a table.
+    r"""Escapes line breaks and control characters.
 
-    A file name in UTF-8 is printed as such in any locale. In another locale Python represents its bytes as surrogates.
+    The result fits one line of a terminal or a table. A file name in UTF-8 is printed as such in any locale. In another
+    locale Python represents its bytes as surrogates.
 
     >>> print(one_line("two\nlines"))
     two\nlines

@@ -43,7 +43,9 @@ def initialize(spec: str) -> None:
 
 
 def check_spec(spec: str) -> dict[str, str | int]:
-    """Returns the arguments of `jax.distributed.initialize` for a value of --distributed; off and auto have none.
+    """Returns the arguments of `jax.distributed.initialize`.
+
+    `spec` is a value of --distributed. The values off and auto have no arguments.
 
     Raises:
       UserError: `spec` has another form.
@@ -115,10 +117,11 @@ def check_gpus(variables: Mapping[str, str], platform: str, local_devices: int) 
 
 
 def abort(message: str) -> None:
-    """Ends this process at once, after it has printed the current exception and `message`.
+    """Prints the current exception and `message`, then ends this process at once.
 
-    The exit code is 1, or 2 for an error of the machine. An orderly exit would wait for the other processes, which may
-    be lost or may themselves wait for this process.
+    The exit code is 1. For an error of the machine the exit code is 2, and one line with cause and remedy is printed
+    instead. An orderly exit would wait for the other processes, which may be lost or may themselves wait for this
+    process.
     """
     if line := environment.explain_error(sys.exception()):
         print(f"cdl_jax: {line}", file=sys.stderr, flush=True)

@@ -82,7 +82,12 @@ def _attempt(function, url, attempts, pause) -> str:
 
 
 def _transfer(url, part, size):
-    """Downloads over one connection, and raises ConnectionError if it ends before the file is complete."""
+    """Downloads the rest of a file over one connection.
+
+    Raises:
+      ConnectionError: the connection ended before the file was complete.
+      UserError: the server has a file of another size.
+    """
     from tqdm import tqdm
 
     have = part.stat().st_size if part.exists() else 0

@@ -1,6 +1,7 @@
-"""Explanations of errors that the machine causes: memory, disks, limits of the system.
+"""Explanations of errors that the machine causes.
 
-This file imports the standard library only, because the command line needs it before jax is loaded.
+Such errors are of memory, disks and limits of the system. This file imports the standard library only, because the
+command line needs it before jax is loaded.
 """
 
 import errno
@@ -20,7 +21,9 @@ _REDUCE_MEMORY = (
 
 
 def explain_error(error: BaseException) -> str | None:
-    """Returns one line with cause and remedy of an error of the machine, None for any other error.
+    """Returns one line with cause and remedy of an error of the machine.
+
+    None: any other error.
 
     Args:
       error: the error. If it is not explained, its cause is, and so on.

@@ -7,10 +7,11 @@ from pathlib import Path
 
 
 def write_atomically(path: Path, content: str | bytes | Iterable[str]) -> None:
-    """Writes a temporary file and renames it, so that a reader or a crash never leaves an incomplete file.
+    """Writes a temporary file and renames it.
 
-    Text is in UTF-8 in any locale. Bytes of file names that are not UTF-8 become backslash escapes. The content is
-    on disk before the renaming, in case the machine crashes.
+    So a reader never finds an incomplete file, and a crash never leaves one. Text is in UTF-8 in any locale. Bytes of
+    file names that are not UTF-8 become backslash escapes. The content is on disk before the renaming, in case the
+    machine crashes.
 
     Args:
       path: path of the file.

@@ -1,4 +1,7 @@
-"""Counts the operations and the bytes of a function's matrix products and convolutions, without compiling it."""
+"""Counts the operations and the bytes of matrix products and convolutions.
+
+The counted function is not compiled.
+"""
 
 import math
 from collections.abc import Callable, Iterator
@@ -30,10 +33,11 @@ class Work:
 
 
 def count(function: Callable[..., Any], *arguments: Any) -> Work:
-    """Counts the matrix products and convolutions that the results of a function depend on.
+    """Counts the matrix products and convolutions of a function.
 
-    A scan counts as often as it repeats, a condition as its largest branch, and a loop of unknown length once. Work on
-    the devices of a mesh is added up. Elementwise operations, gathers and callbacks are not counted.
+    Only those that the results of the function depend on are counted. A scan counts as often as it repeats, a condition
+    as its largest branch, and a loop of unknown length once. Work on the devices of a mesh is added up. Elementwise
+    operations, gathers and callbacks are not counted.
 
     Args:
       function: of arrays.

@@ -58,7 +58,9 @@ def resolve(text: str | os.PathLike, what: str = "path") -> Path:
 
 
 def check_output_folder(folder: Path, what: str) -> None:
-    """Checks that files can be written into a folder, which may be missing; writes nothing.
+    """Checks that files can be written into a folder.
+
+    The folder may be missing. Nothing is written.
 
     Args:
       folder: the folder.
@@ -75,7 +77,10 @@ def check_output_folder(folder: Path, what: str) -> None:
 
 
 def _expand_home(text, what):
-    """Returns a path with `~` and `~user` replaced by home folders; `what` names it in messages."""
+    """Returns a path with `~` and `~user` replaced by home folders.
+
+    `what` names the path in messages.
+    """
     start = text.split("/")[0]
     if start == "~" and not _home_is_usable():
         raise UserError(f"{what}: the variable HOME is not the full path of a folder: write the full path or set HOME")
@@ -91,7 +96,10 @@ def _expand_home(text, what):
 
 
 def _home_is_usable():
-    """Returns whether HOME is a full path or not set; an empty one would put files into the root folder."""
+    """Returns whether HOME is a full path or not set.
+
+    An empty HOME would put files into the root folder.
+    """
     return os.path.isabs(os.environ.get("HOME", "/"))
 
 

@@ -16,7 +16,9 @@ MIN_SHARDED_SIZE = 4096  # elements; the all-gather of a smaller array costs mor
 
 
 def make_mesh(devices: int = 0, peers: int = 1, fsdp: int = 1) -> Mesh:
-    """Makes a mesh with the axis `data`, and the axis `peer` or `fsdp` if its length exceeds 1.
+    """Makes a mesh of devices.
+
+    The mesh has the axis `data`, and the axis `peer` or `fsdp` if its length exceeds 1.
 
     Args:
       devices: number of devices, the first of all. 0: all devices.
@@ -120,7 +122,9 @@ def unshard(mesh: Mesh, tree: Tree) -> Tree:
 
 
 def batch_sharding(mesh: Mesh, stacked: bool = False) -> NamedSharding:
-    """Returns the sharding of a batch: its first axis is split over the mesh's axes `data` and `fsdp`.
+    """Returns the sharding of a batch.
+
+    The axis of images is split over the mesh's axes `data` and `fsdp`.
 
     Args:
       mesh: the mesh.

@@ -1,6 +1,7 @@
-"""Handlers for the signals that end a run: TERM, INT, HUP and USR1. The processes of a run agree on the moment.
+"""Handlers for the signals that end a run: TERM, INT, HUP and USR1.
 
-jax and NumPy are imported inside functions, so that handlers are set before these imports, which take seconds.
+The processes of a run agree on the moment of the end. jax and NumPy are imported inside functions, so that handlers are
+set before these imports, which take seconds.
 """
 
 from __future__ import annotations
@@ -38,9 +39,10 @@ class RunInterrupted(BaseException):
 
 
 class SignalHandler:
-    """Receives signals, and agrees with the other processes of the run on the moment to stop.
+    """Receives the signals that stop a run.
 
-    Until `defer_stop` is called there is nothing to save, and a signal ends a run of one process at once.
+    The handlers of all processes of the run agree on the moment to stop. Until `defer_stop` is called there is nothing
+    to save, and a signal ends a run of one process at once.
     """
 
     def __init__(self, alone: bool = True):
@@ -93,7 +95,10 @@ class SignalHandler:
         return signal.Signals(number) if number else None
 
     def on_signal(self, number: int, frame: FrameType | None = None) -> None:
-        """Records a signal, or ends the process if nothing is to be saved. Python calls it as a signal handler."""
+        """Records a signal, or ends the process if nothing is to be saved.
+
+        Python calls this method as a signal handler.
+        """
         del frame
         self._signal = signal.Signals(number)
         if not self._deferred:
@@ -113,7 +118,10 @@ def _exit_now(number: signal.Signals) -> None:
 
 
 def end_process(code: int) -> NoReturn:
-    """Ends this process with an exit code, without the orderly exit of the interpreter."""
+    """Ends this process with an exit code.
+
+    The process skips the orderly exit of the interpreter.
+    """
     with suppress(Exception):  # a signal may have come during a write
         sys.stdout.flush()
     os._exit(code)

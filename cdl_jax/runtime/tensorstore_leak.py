@@ -8,13 +8,13 @@ _MAX_ENTRIES = 100  # memoized specifications
 
 
 def memoize_spec_json() -> None:
-    """Memoizes `KvStore.Spec.to_json` of TensorStore. Call it before checkpoints are written or read.
+    """Memoizes `KvStore.Spec.to_json` of TensorStore.
 
-    Until 0.1.86 at least, TensorStore never frees the text in a JSON value that C++ returns to Python. Orbax requests
-    two kinds of such values: `KvStore.Spec.to_json` once for each array of a checkpoint, and byte counters twice for
-    each array. With 50 arrays 26 KiB per checkpoint are lost. The JSON of a specification follows from its `repr`,
-    whose text is freed, so it can be memoized. The counters are read by the telemetry of Orbax alone, and are replaced
-    by an empty list.
+    The function must be called before checkpoints are written or read. Until 0.1.86 at least, TensorStore never frees
+    the text in a JSON value that C++ returns to Python. Orbax requests two kinds of such values: `KvStore.Spec.to_json`
+    once for each array of a checkpoint, and byte counters twice for each array. With 50 arrays 26 KiB per checkpoint
+    are lost. The JSON of a specification follows from its `repr`, whose text is freed, so it can be memoized. The
+    counters are read by the telemetry of Orbax alone, and are replaced by an empty list.
     """
     spec = tensorstore.KvStore.Spec
     if hasattr(spec.to_json, "cache"):

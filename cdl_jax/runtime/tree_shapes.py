@@ -1,4 +1,7 @@
-"""Comparison of the names, shapes and types of two trees of arrays, for messages about a user's plug-in."""
+"""Comparison of the names, shapes and types of two trees of arrays.
+
+Its messages are about a user's plug-in.
+"""
 
 from typing import Any
 

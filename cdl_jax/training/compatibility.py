@@ -53,9 +53,10 @@ def check_method(config, method: Method, info: StreamInfo, class_names) -> None:
 
 
 def check_new_run(config, method: Method, info: StreamInfo) -> None:
-    """Checks options whose numbers would be wrong, and warns of options without effect, before a run begins.
+    """Checks the options of a run before it begins.
 
-    A run that has begun keeps its config, so an earlier version's run resumes and is evaluated with such options.
+    Options are refused where numbers would be wrong, and warned of where they have no effect. A run that has begun
+    keeps its config: an earlier version's run resumes and is evaluated with such options.
 
     Raises:
       UserError: options that do not fit together.
@@ -92,7 +93,10 @@ def check_batches(config, method: Method, mesh, plans: tuple[BatchPlan, ...], se
 
 
 def _check_label_loss(config, method, info, class_names):
-    """Refuses a stream on which the loss of the labels is 0 for all weights, because its softmax spans one class."""
+    """Refuses a stream on which the loss of the labels is 0 for all weights.
+
+    The loss is 0 because its softmax spans one class.
+    """
     name, sizes = config.method, info.task_sizes
     if method.loss_classes and info.num_classes == 1:
         raise UserError(
@@ -193,7 +197,7 @@ def _check_binary_labels(config):
 
 
 def _check_blurry_options(config):
-    """Refuses options of blurry streams for other kinds of streams, which have no use for them."""
+    """Refuses options of blurry streams for other kinds of streams."""
     for name in ("disjoint_share", "blurry_share", "blurry_sizes"):
         default = stream.OPTIONS[name].default
         value = config.data.get(name, default)
@@ -211,7 +215,10 @@ def _check_accumulation(config):
 
 
 def _warn_of_unused_options(config):
-    """Warns of options of the optimizer that the chosen schedule and optimizer leave without effect."""
+    """Warns of options of the optimizer without effect.
+
+    The chosen schedule and optimizer leave these options without effect.
+    """
     options = config.optim
     if "name" not in options:  # detectors and generators have optimizers of their own
         return

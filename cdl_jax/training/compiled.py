@@ -1,4 +1,7 @@
-"""Compiles the steps of an experiment, each once for the whole run, and loads their batches."""
+"""Compiles the steps of an experiment, and loads their batches.
+
+Each step is compiled once for all tasks of the run.
+"""
 
 from contextlib import nullcontext
 from functools import cached_property, partial
@@ -63,9 +66,10 @@ class CompiledSteps:
         self._queue = CompilationQueue(loaders.usable_cpus() - 1)  # one CPU traces, loads and trains
 
     def trace(self) -> None:
-        """Traces all steps, so that mistakes in shapes and names are found before the first step.
+        """Traces all steps.
 
-        Nothing is compiled. Of images that are decoded on the host, the first of each task is decoded.
+        Mistakes in shapes and names are found before the first step. Nothing is compiled. Of images that are decoded on
+        the host, the first of each task is decoded.
 
         Raises:
           UserError: options that do not fit together.
@@ -88,7 +92,10 @@ class CompiledSteps:
                     loader.check_image({"train": task.train, "test": task.test}[part][0], part)
 
     def _evaluation_programs(self) -> dict[str, tuple]:
-        """Returns the jitted steps of an evaluation by name, each with its arguments or their shapes."""
+        """Returns the jitted steps of an evaluation by name.
+
+        Each step comes with its arguments or their shapes.
+        """
         mutable, frozen = self.experiment.abstract_variables()
         programs, data = {}, self.test_loader.data
         if isinstance(self.experiment.method, CachesQueries):
@@ -102,7 +109,10 @@ class CompiledSteps:
         return programs | {"evaluation": (self.evaluation_step, (*inputs, position(self.experiment.stream.tasks[0])))}
 
     def compile_evaluation_in_background(self) -> None:
-        """Starts to compile the steps of an evaluation in threads, in the order of their use."""
+        """Starts to compile the steps of an evaluation in threads.
+
+        The steps are compiled in the order of their use.
+        """
         if self._compiles_in_background:
             with self.mesh_context():
                 for name, (step, inputs) in self._evaluation_programs().items():
@@ -135,7 +145,10 @@ class CompiledSteps:
             self._queue.take(name)
 
     def cancel_compilation(self) -> None:
-        """Ends the compilation of steps in threads; what is still missing is compiled at its first use."""
+        """Ends the compilation of steps in threads.
+
+        A step that is still missing is compiled at its first use.
+        """
         self._queue.cancel()
 
     def abstract_sequential_batch(self, loader: steps.Loader) -> dict:
@@ -148,7 +161,10 @@ class CompiledSteps:
         return batch
 
     def predict_step(self, function, loader: steps.Loader):
-        """Returns a jitted `steps.predict_step`; outputs have a leading axis of seeds where there are several."""
+        """Returns a jitted `steps.predict_step`.
+
+        Outputs have a leading axis of seeds where there are several.
+        """
         axis = self.experiment.axis
         step = steps.predict_step(self.experiment.method, function, loader, self.experiment.config.augment)
         return self._jit(axis.vmap(step, 0, None, axis.data_axes, axis.sequential_axes, None), 2)
@@ -163,7 +179,7 @@ class CompiledSteps:
         return self._jit(self.experiment.axis.vmap(function, 0, None, None), 2)
 
     def features_step(self, network: str):
-        """Returns the jitted step that computes the features by which a network selects a memory."""
+        """Returns the jitted step of the features by which a network selects a memory."""
         if network not in self._feature_steps:
             method = self.experiment.method
 
@@ -182,7 +198,7 @@ class CompiledSteps:
         return self._end_task(mutable, frozen, position, self.experiment.seed)
 
     def finish_phase(self, index: int, mutable, frozen, position):
-        """Returns the mutable variables after `Phase.finish` of the phase with this number."""
+        """Returns the mutable variables after `Phase.finish` of the phase `index`."""
         finish = self._finish_phase.get(index)
         return finish(mutable, frozen, position, self.experiment.seed) if finish else mutable
 
@@ -209,12 +225,18 @@ class CompiledSteps:
         return sharding.abstract_tree(self.experiment.mesh, state)
 
     def task_state(self, mutable) -> State:
-        """Returns the state with which a task begins: new optimizer states, and sums of zero."""
+        """Returns the state with which a task begins.
+
+        The state has new optimizer states, and sums of zero.
+        """
         opt, best = self._compiled_initial_parts(mutable)
         return State(mutable, opt, **self.zero_sums(), best_mutable=best)
 
     def zero_sums(self) -> dict:
-        """Returns `metric_sums` and `nonfinite` of a state before its first step, on the devices."""
+        """Returns `metric_sums` and `nonfinite` of a state before its first step.
+
+        The arrays are on the devices.
+        """
         abstract = self.abstract_state
         sums = {"metric_sums": abstract.metric_sums, "nonfinite": abstract.nonfinite}
         return sharding.shard(self.experiment.mesh, jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), sums))
@@ -225,7 +247,9 @@ class CompiledSteps:
         return jax.jit(partial(_initial_parts, self.experiment), out_shardings=shardings)
 
     def train_step(self, index: int, size: int = 0, num_steps: int = 1):
-        """Returns the compiled step of a phase; it is compiled at its first use, once for all tasks of the run.
+        """Returns the compiled step of a phase.
+
+        The step is compiled at its first use, once for all tasks of the run.
 
         Args:
           index: number of the phase.
@@ -273,9 +297,10 @@ class CompiledSteps:
         return self.abstract_state, self.experiment.abstract_variables()[1], *self._abstract_inputs(*key)
 
     def flops(self, index: int, size: int = 0) -> float | None:
-        """Returns the operations of a compiled step over all devices by the compiler's count; None: unknown.
+        """Returns the operations of a compiled step over all devices.
 
-        The compiler counts repeated steps of an update once, so then these are the operations of `traced_work`.
+        The number is the compiler's count; None: unknown. The compiler counts repeated steps of an update once, so then
+        the number is that of `traced_work`.
         """
         if self.experiment.config.debug_nans:
             return None
@@ -285,9 +310,9 @@ class CompiledSteps:
         return cost["flops"] * self.experiment.mesh.size if cost and "flops" in cost else None
 
     def traced_work(self, index: int) -> operations.Work:
-        """Returns the matrix products and convolutions of a step over all devices, without compiling it.
+        """Returns the matrix products and convolutions of a step over all devices.
 
-        Batches of several canvases have the first canvas.
+        The step is not compiled. Batches of several canvases have the first canvas.
 
         Args:
           index: number of the phase.
@@ -307,7 +332,10 @@ class CompiledSteps:
         return self._phase_step(index), (self.abstract_state, self.experiment.abstract_variables()[1], *inputs)
 
     def mesh_context(self):
-        """Returns the context in which a traced method finds the mesh, where it divides work over it."""
+        """Returns the context in which a traced method finds the mesh.
+
+        The context has the mesh where the method divides work over the mesh.
+        """
         mesh, is_divided = self.experiment.mesh, self.experiment.problem.uses_mesh
         return jax.set_mesh(mesh) if "peer" in mesh.shape or (is_divided and mesh.size > 1) else nullcontext()
 
@@ -332,7 +360,10 @@ class CompiledSteps:
         return loaders.stack_batches(host_batches, lengths) if lengths else host_batches
 
     def _jit(self, function, num_params: int, out_shardings=None):
-        """Jits a function whose first `num_params` arguments are sharded parameters; see the class."""
+        """Jits a function whose first `num_params` arguments are sharded parameters.
+
+        The docstring of the class describes the sharding.
+        """
         mesh = self.experiment.mesh
 
         def on_gathered(*arguments):
@@ -350,7 +381,10 @@ class CompiledSteps:
         return on_gathered
 
     def _abstract_inputs(self, index, size=0, num_steps=1, canvas=None):
-        """Returns data, host batch, position and seed of a step, as shapes where they are large."""
+        """Returns data, host batch, position and seed of a step.
+
+        Large arguments are shapes.
+        """
         experiment, phase = self.experiment, self.experiment.method.phases[index]
         images = experiment.plan.images_per_step(phase) + (size - experiment.config.train.batch_size if size else 0)
         shape = {"canvas": canvas} if canvas else {}
@@ -376,13 +410,19 @@ def _initial_parts(experiment, mutable):
 
 
 def _over_seeds(experiment, index, function):
-    """Maps a function with the arguments of a step, after state and frozen variables, over the axis of seeds."""
+    """Maps a function over the axis of seeds.
+
+    The function takes state and frozen variables, followed by the other arguments of a step.
+    """
     batch_axes = experiment.axis.batch_axes(experiment.method.phases[index])
     return experiment.axis.vmap(function, 0, None, experiment.axis.data_axes, batch_axes, None, 0)
 
 
 def _check_loaders(experiment, train_loader, test_loader):
-    """Refuses images on the host for several seeds or learners, which need the images on the device."""
+    """Refuses images on the host for several seeds or learners.
+
+    Several seeds or learners need the images on the device.
+    """
     config = experiment.config
     on_host = [train_loader.crops_on_host, test_loader.crops_on_host and experiment.axis.per_seed_classes]
     if any(on_host) and (config.seeds or experiment.plan.multi_learner):

@@ -1,4 +1,7 @@
-"""Defines the compiled steps and the evaluation of detectors: average precision by task."""
+"""Defines the compiled steps and the evaluation of detectors.
+
+The evaluation measures average precision by task.
+"""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -112,7 +115,9 @@ def evaluation_step(method: Method, loader: StreamLoader, augmentation, info: St
 
 
 def image_work(experiment: "Experiment") -> tuple[transforms.Size, operations.Work]:
-    """Returns the matrix products and convolutions of a forward pass of the method's networks, for one test image.
+    """Returns the work of the method's networks for one test image.
+
+    The work is that of the matrix products and convolutions of a forward pass.
 
     Returns:
       (height, width) of the most common size of test images, after the transform and without padding, and the work.
@@ -130,7 +135,10 @@ def image_work(experiment: "Experiment") -> tuple[transforms.Size, operations.Wo
 
 
 class DetectionEvaluator:
-    """Measures detectors by COCO's average precision, with the interface of `training.evaluator.Evaluator`."""
+    """Measures detectors by COCO's average precision.
+
+    The interface is that of `training.evaluator.Evaluator`.
+    """
 
     def __init__(self, steps: "CompiledSteps"):
         self.steps = steps
@@ -164,7 +172,10 @@ class DetectionEvaluator:
         return [SeedEvaluation(rows, {}, extra_metrics, {}, details, {})]
 
     def detections(self, mutable, frozen, position, step=None, before_batch=None) -> dict[str, Detections]:
-        """Returns the detections of each network in all test images; arguments as in `evaluate`."""
+        """Returns the detections of each network in all test images.
+
+        The arguments are those of `evaluate`.
+        """
         experiment, loader = self.steps.experiment, self.steps.test_loader
         size, step = experiment.config.augment.group_size, step or self.steps.evaluation_step
         groups = experiment.config.eval.batch_size // size
@@ -216,7 +227,10 @@ def detection_details(
 
 
 def example_rows(data: DetectionSet) -> np.ndarray:
-    """Returns the rows of at most `NUM_EXAMPLES` images with targets, evenly spaced over the set."""
+    """Returns the rows of at most `NUM_EXAMPLES` images with targets.
+
+    The images are evenly spaced over the set.
+    """
     rows = np.unique(data.objects.rows[data.trainable])
     return rows[np.unique(np.linspace(0, len(rows) - 1, min(NUM_EXAMPLES, len(rows))).round().astype(int))]
 
@@ -229,7 +243,10 @@ def _examples(found):
 
 
 def _rounded(curve):
-    """Returns the precision of a curve with 4 decimals; None for a class without objects."""
+    """Returns the precision of a curve with 4 decimals.
+
+    None: the class has no objects.
+    """
     return None if (curve == coco.MISSING).any() else curve.round(4).tolist()
 
 

@@ -52,7 +52,10 @@ def _is_network(section):
 
 
 def _are_bfloat16_vits(config):
-    """Returns whether all networks are ViTs in bfloat16, and none comes from a finished run."""
+    """Returns whether all networks are ViTs in bfloat16 of this run.
+
+    A network of a finished run is none of them.
+    """
     networks = _networks(config)
     has_runs = any(key.endswith("teacher_runs") and value for key, value in configs.flatten(config).items())
     in_bfloat16 = [section.family == "vit" and section.dtype == "bfloat16" for section in networks]

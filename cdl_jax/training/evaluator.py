@@ -1,4 +1,7 @@
-"""Evaluates networks on test images: accuracy by task, calibration, agreement, logits."""
+"""Evaluates networks on test images.
+
+Evaluations have accuracy by task, calibration, agreement and logits.
+"""
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -39,7 +42,10 @@ class SeedEvaluation(NamedTuple):
 
 
 class Evaluator:
-    """Evaluates with the compiled steps of an experiment; keeps the queries of test images."""
+    """Evaluates with the compiled steps of an experiment.
+
+    The evaluator caches the queries of test images.
+    """
 
     def __init__(self, steps: "CompiledSteps"):
         self.steps, self._cache = steps, QueryCache(steps)
@@ -80,7 +86,11 @@ class Evaluator:
         ]
 
     def logits(self, mutable, frozen, task, position) -> dict[str, np.ndarray]:
-        """Returns `{network: logits [test images of the task, classes]}`, for one seed and one process."""
+        """Returns the logits of each network, for one seed and one process.
+
+        Returns:
+          `{network: logits [test images of the task, classes]}`.
+        """
         data = self._cache.data(frozen, [task])
         return self.predict(
             self.steps.logits_step, mutable, frozen, self.steps.test_loader, task.test, position, data=data
@@ -93,7 +103,9 @@ class Evaluator:
         return jax.tree.map(lambda *leaves: np.concatenate(leaves, axis=axis), *parts)
 
     def each_batch(self, step, mutable, frozen, loader, rows, position, size: int = 0, data=None):
-        """Yields the outputs of a `CompiledSteps.predict_step` for each batch, as NumPy arrays without padding.
+        """Yields the outputs of a `CompiledSteps.predict_step` for each batch.
+
+        The outputs are NumPy arrays without padding.
 
         Args:
           rows: images of the loader.

@@ -1,4 +1,7 @@
-"""Builds an experiment from a config: task streams, method, device mesh and batch plans. Nothing is compiled."""
+"""Builds an experiment from a config.
+
+An experiment has task streams, a method, a device mesh and batch plans. Nothing is compiled.
+"""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -125,7 +128,10 @@ class Experiment:
         return self.plan.steps_per_epoch(task.index, phase)
 
     def batch_sizes(self, task: Task, phase: Phase) -> list[int]:
-        """Returns the number of the task's own images in each batch of an epoch, see `BatchPlan.batch_sizes`."""
+        """Returns the number of the task's own images in each batch of an epoch.
+
+        See `BatchPlan.batch_sizes`.
+        """
         return self.plan.batch_sizes(task.index, phase)
 
     def rows(self, task: Task, phase: Phase, round: int, memories: list | None = None) -> np.ndarray:
@@ -150,7 +156,9 @@ class Experiment:
         return np.stack(orders, axis=-1) if self.config.seeds else orders[0]
 
     def initial_variables(self):
-        """Returns mutable and frozen variables before the first task, on the devices of the mesh.
+        """Returns mutable and frozen variables before the first task.
+
+        The variables are on the devices of the mesh.
 
         Raises:
           UserError: a file of pretrained weights is missing or does not fit, or several seeds need random frozen
@@ -189,7 +197,10 @@ class Experiment:
 
     @cached_property
     def _init(self):
-        """Returns the jitted `method.init`, which is traced once for the shapes and for the variables."""
+        """Returns the jitted `method.init`.
+
+        The function is traced once for the shapes and for the variables.
+        """
         return jax.jit(self.method.init)
 
     def _random_mutable(self, seed):
@@ -207,7 +218,10 @@ def _is_loaded(tree) -> bool:
 
 
 def _fill_shapes(loaded, random):
-    """Returns `loaded` with `random` arrays for its shapes; loaded arrays are repeated along an axis of seeds."""
+    """Returns `loaded` with `random` arrays for its shapes.
+
+    Loaded arrays are repeated along an axis of seeds.
+    """
     return jax.tree.map(
         lambda new, old: old if isinstance(new, jax.ShapeDtypeStruct) else np.broadcast_to(new, old.shape),
         loaded,

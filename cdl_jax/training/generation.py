@@ -1,4 +1,7 @@
-"""Defines the compiled steps and the evaluation of generators: distances between generated and real images."""
+"""Defines the compiled steps and the evaluation of generators.
+
+The evaluation measures distances between generated and real images.
+"""
 
 import logging
 from collections.abc import Callable
@@ -142,7 +145,10 @@ class GenerationEvaluator:
         return [jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(rows)], *own) for own in seed_outputs]
 
     def _real_features(self, name, mutable, frozen, tasks, position):
-        """Returns features and labels of the real images of tasks; those of all seeds are equal."""
+        """Returns features and labels of the real images of tasks.
+
+        Features and labels of all seeds are equal.
+        """
         rows, key = _rows(name, tasks), f"{name} {len(tasks)}"
         if key not in self._real:
             step = self._measure_steps[name]
@@ -151,9 +157,9 @@ class GenerationEvaluator:
         return self._real[key]
 
     def _real_scores(self, name, mutable, frozen, tasks, position):
-        """Returns the discriminator's scores of real images for their own labels, for each seed.
+        """Returns the discriminator's scores of real images, for each seed.
 
-        The images are at most as many as are generated, evenly spaced.
+        The scores are for the images' own labels. The images are at most as many as are generated, evenly spaced.
         """
         rows, limit = _rows(name, tasks), self.steps.experiment.method.generated
         rows = rows[np.unique(np.linspace(0, len(rows) - 1, min(limit, len(rows))).astype(int))]
@@ -203,7 +209,11 @@ class GenerationEvaluator:
         return lambda x: (x - mean) @ axes
 
     def _sheet(self, mutable, frozen, position):
-        """Returns samples of the first classes, uint8 `[classes * side, columns * side, 3]`, in rows of one class."""
+        """Returns samples of the first classes, in rows of one class.
+
+        Returns:
+          uint8 `[classes * side, columns * side, 3]`.
+        """
         method = self.steps.experiment.method
         classes = min(self.steps.experiment.info.num_classes, _MAX_SHEET_CLASSES)
         labels = jnp.repeat(jnp.arange(classes), method.sheet_columns)

@@ -1,4 +1,7 @@
-"""Predicts classes or boxes of given images with the steps of evaluation, each compiled once for a batch size."""
+"""Predicts classes or boxes of given images with the steps of evaluation.
+
+Each step is compiled once for a batch size.
+"""
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -71,7 +74,9 @@ class Classifier(Predictor):
     device_size: tuple[int, int] | None = None
 
     def logits(self, images: Sequence[ImageFile]) -> np.ndarray:
-        """Returns the logits of images, float32 `[n, classes]`; -inf for classes that evaluation excludes.
+        """Returns the logits of images, float32 `[n, classes]`.
+
+        Classes that evaluation excludes have -inf.
 
         Raises:
           UserError: an image cannot be read.
@@ -79,7 +84,9 @@ class Classifier(Predictor):
         return mask_unseen(self._apply(self._logits, images), self.predictable)
 
     def features(self, images: Sequence[ImageFile]) -> dict[str, np.ndarray]:
-        """Returns the named features of images, `{name: [n, ...]}`; {} where the network has none.
+        """Returns the named features of images, `{name: [n, ...]}`.
+
+        A network without features has {}.
 
         Raises:
           UserError: an image cannot be read.
@@ -92,9 +99,10 @@ class Classifier(Predictor):
         return self.device_size or (self.method.image_size,) * 2
 
     def forward(self, variables: Variables, images: jax.Array) -> jax.Array:
-        """Returns the logits of decoded images as one pure function, with queries and preprocessing inside.
+        """Returns the logits of decoded images as one pure function.
 
-        Each image is computed as a batch of its own, so the number of images may be symbolic.
+        The function includes queries and preprocessing. Each image is computed as a batch of its own, so the number of
+        images may be symbolic.
 
         Args:
           variables: all variables of the method.
@@ -151,7 +159,10 @@ class Classifier(Predictor):
         return jax.tree.map(lambda *x: np.concatenate(x)[order], *outputs)
 
     def _apply_to_kind(self, function, images, on_host) -> Tree:
-        """Returns the outputs for images that are all transformed on the host, or all on the device."""
+        """Returns the outputs for images of one kind.
+
+        The images are all transformed on the host, or all on the device.
+        """
         step, query_step = self._step(function.__name__, on_host), self._query_step(on_host)
         batches = self._host_batches(images) if on_host else self._device_batches(images)
         weights = sampling.sequential_order(len(images), self.batch_size)[1]
@@ -162,7 +173,10 @@ class Classifier(Predictor):
         return jax.tree.map(lambda *x: np.concatenate(x)[: len(images)], *parts)
 
     def _run(self, step, query_step, images, weight):
-        """Returns the outputs of a batch; as in evaluation, a step of its own computes the queries."""
+        """Returns the outputs of a batch.
+
+        As in evaluation, a separate step computes the queries.
+        """
         batch = {"images": images, "weight": weight, "rows": np.arange(self.batch_size, dtype=np.int32)}
         data = {"queries": query_step(self.frozen, {}, batch)} if query_step else {}
         return step(self.mutable, self.frozen, data, batch, self.position)
@@ -185,7 +199,7 @@ class Classifier(Predictor):
             yield np.stack(pixels + pixels[:1] * (self.batch_size - len(pixels)))
 
     def _host_batches(self, images) -> Iterator[jax.Array]:
-        """Yields batches of images that Pillow has transformed, uint8 `[batch, size, size, 3]`."""
+        """Yields batches that Pillow has transformed, uint8 `[batch, size, size, 3]`."""
         split = Split(np.zeros(len(images), np.int32), files=images)
         loader = HostLoader(
             split, self.mesh, {**self._options, "num_workers": 0, "cache_mb": 0}, self.method.image_size
@@ -196,7 +210,10 @@ class Classifier(Predictor):
 
     @property
     def _options(self) -> dict[str, Any]:
-        """The options of the test transform; "none" refuses other sizes, and "resize" leaves the size as it is."""
+        """The options of the test transform, with "resize" instead of "none".
+
+        "none" refuses images of other sizes, and "resize" leaves images of the networks' size as they are.
+        """
         test = "resize" if self.augment["test"] == "none" else self.augment["test"]
         return {**self.augment, "test": test}
 
@@ -249,7 +266,10 @@ class Detector(Predictor):
     names: Mapping[int, str]
 
     def detections(self, images: Sequence[ImageFile]) -> list[dict[str, np.ndarray]]:
-        """Returns the detections of each image: `scores`, `labels` and `boxes`, see `detections.top_detections`.
+        """Returns the detections of each image.
+
+        Returns:
+          `scores`, `labels` and `boxes` of each image, see `detections.top_detections`.
 
         Raises:
           UserError: an image cannot be read, or the batch size is no multiple of `augment.group_size`.
@@ -307,7 +327,10 @@ class Detector(Predictor):
         return StreamLoader((loader,))
 
     def _canvases(self, data) -> tuple[transforms.Size, ...]:
-        """Returns the canvases of the config, and one that holds all images where these do not."""
+        """Returns canvases for a set of images.
+
+        They are the canvases of the config, and one that holds all images where these do not.
+        """
         own = tuple(map(tuple, self.augment["canvases"]))
         (largest,) = canvases.canvases_for(data, {**self.augment, "canvases": ()}, training=False)
         return own if any(np.greater_equal(canvas, largest).all() for canvas in own) else (*own, largest)

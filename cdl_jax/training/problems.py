@@ -1,4 +1,7 @@
-"""Lists what differs between classification, detection and generation around the same task loop."""
+"""Lists the differences between classification, detection and generation.
+
+The task loop is the same for all of them.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace

@@ -1,4 +1,7 @@
-"""Caches the queries of test images on the devices, see `methods.base.CachesQueries`."""
+"""Caches the queries of test images on the devices.
+
+See `methods.base.CachesQueries`.
+"""
 
 from typing import TYPE_CHECKING
 
@@ -14,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class QueryCache:
-    """Holds the test loader's data with the queries of the tasks that were evaluated so far.
+    """Holds the test loader's data with the queries of all tasks evaluated so far.
 
     The cache is in no checkpoint. After a restart the same compiled function recomputes it, so results have the same
     bits.

@@ -52,7 +52,10 @@ class SeedAxis:
         return [jax.tree.map(lambda x, i=i: x[i], tree) for i in range(len(self.streams))]
 
     def per_seed_rows(self, phase: Phase) -> bool:
-        """Returns whether each seed has rows of its own in the phase's batches, on their last axis."""
+        """Returns whether each seed has rows of its own in the phase's batches.
+
+        Such rows are on the last axis of the batches.
+        """
         return self.per_seed_classes if phase.sequential else self.vectorized
 
     def data_axes(self, data: dict) -> dict:
@@ -64,11 +67,17 @@ class SeedAxis:
         return self.sequential_axes if phase.sequential else -1
 
     def sequential_axes(self, batch: dict) -> dict:
-        """Returns the axes of seeds of a batch in sequential order, as in evaluation, for `vmap`."""
+        """Returns the axes of seeds of a batch in sequential order, for `vmap`.
+
+        Batches of evaluation have sequential order.
+        """
         return {name: -1 if self.per_seed_classes and name == "rows" else None for name in batch}
 
     def labels(self, part: str) -> np.ndarray | None:
-        """Returns the labels of all "train" or "test" images, int32 `[seeds, n]`; None where all seeds share them."""
+        """Returns the labels of all "train" or "test" images, int32 `[seeds, n]`.
+
+        None: all seeds share the labels.
+        """
         if not self.per_seed_classes:
             return None
         return np.stack([_split(stream, part).labels for stream in self.streams])

@@ -16,7 +16,10 @@ IMAGES, LOSS, INIT, TASKS = range(4)
 
 @struct.dataclass
 class StateOfSchema1:
-    """Holds a `State` under the names that checkpoints of schema 1 have, see `cdl_jax.schema`."""
+    """Holds a `State` under the names that checkpoints of schema 1 have.
+
+    See `cdl_jax.schema`.
+    """
 
     live: Any
     opt: tuple[tuple, ...]
@@ -27,7 +30,9 @@ class StateOfSchema1:
 
 @struct.dataclass
 class State:
-    """Holds everything that the steps of a task change; its tree is the same from the first step to the last.
+    """Holds everything that the steps of a task change.
+
+    The tree of the state is the same from the first step to the last.
 
     Attributes:
       mutable: variables that are not frozen.
@@ -59,7 +64,10 @@ class State:
 
 
 def key_at(seed: int | jax.Array, *position: int | jax.Array) -> jax.Array:
-    """Returns the random key of a position in the run, so that no generator state is saved."""
+    """Returns the random key of a position in the run.
+
+    The key follows from the position, so that no generator state is saved.
+    """
     return reduce(jax.random.fold_in, position, jax.random.key(seed))
 
 
@@ -69,7 +77,9 @@ def init_key(seed: int | jax.Array) -> jax.Array:
 
 
 def position(task: Task, *, epoch=0, step=0, steps: int = 1, accumulate: int = 1) -> dict[str, np.ndarray]:
-    """Returns the numbers of a `Context` as arrays, so that a new value compiles nothing.
+    """Returns the numbers of a `Context` as arrays.
+
+    A new value of an array compiles nothing.
 
     Args:
       task: the current task.
@@ -93,7 +103,10 @@ def position(task: Task, *, epoch=0, step=0, steps: int = 1, accumulate: int = 1
 
 
 def init_optimizers(method: Method, mutable) -> tuple[tuple, ...]:
-    """Returns the optimizer states with which a task begins: for each phase, for each of its updates."""
+    """Returns the optimizer states with which a task begins.
+
+    Each phase has a tuple with the state of each of its updates.
+    """
     return tuple(
         tuple(update.optimizer.transform.init(split(mutable, update.trainable)[0]) for update in phase.updates)
         for phase in method.phases

@@ -1,4 +1,7 @@
-"""Defines the steps of training and evaluation as pure functions. No method is known by name."""
+"""Defines the steps of training and evaluation as pure functions.
+
+No step depends on the name of a method.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,7 +25,9 @@ Loader = DeviceLoader | HostLoader
 
 
 def apply_update(update: Update, opt_state, mutable, frozen, batch: Mapping[str, Any], context: Context):
-    """Takes the optimizer steps of an update. Only what the update trains gets a gradient.
+    """Takes the optimizer steps of an update.
+
+    Only variables that the update trains get a gradient.
 
     Returns:
       New mutable variables, new optimizer state, the `Outcome` of the last step, the learning rate, and a bool: whether
@@ -63,7 +68,10 @@ def _apply_once(update, opt_state, mutable, frozen, batch, context):
 
 
 def read_image_batch(step: "TrainStep", data, host_batch, position, seed) -> dict[str, jax.Array]:
-    """Returns the batch of a step that trains with labeled images, see `methods.base.Update`."""
+    """Returns the batch of a step that trains with labeled images.
+
+    See `methods.base.Update`.
+    """
     phase, loader, augmentation = step.method.phases[step.index], step.loader, step.augmentation
     images, labels = loader.read(data, host_batch)
     if phase.sequential:
@@ -82,9 +90,10 @@ def read_image_batch(step: "TrainStep", data, host_batch, position, seed) -> dic
 
 @dataclass(frozen=True, eq=False)
 class TrainStep:
-    """Computes one step of a phase: `(state, frozen, data, host_batch, position, seed) -> state`.
+    """Computes one step of a phase.
 
-    Each batch passes the phase's updates in order. `frozen` is an argument, so that it is no constant of the program.
+    The step is `(state, frozen, data, host_batch, position, seed) -> state`. Each batch passes the phase's updates in
+    order. `frozen` is an argument, so that it is no constant of the program.
 
     Attributes:
       method: defines the phases.
@@ -145,7 +154,10 @@ class TrainStep:
 
 
 def scan_steps(step: Callable) -> Callable:
-    """Returns a step that runs `TrainStep` several times; host batches and positions have a leading axis of steps."""
+    """Returns a step that runs `TrainStep` several times.
+
+    Host batches and positions have a leading axis of steps.
+    """
 
     def run(state, frozen, data, host_batches, positions, seed):
         def body(state, inputs):
@@ -157,7 +169,9 @@ def scan_steps(step: Callable) -> Callable:
 
 
 def predict_step(method: Method, function: Callable, loader: Loader, augmentation) -> Callable:
-    """Returns a step that applies a function to a batch with the preprocessing of evaluation.
+    """Returns a step that applies a function to a batch.
+
+    The images have the preprocessing of evaluation.
 
     Args:
       function: `(variables, images, context) -> outputs`.
@@ -177,7 +191,9 @@ def predict_step(method: Method, function: Callable, loader: Loader, augmentatio
 
 
 def evaluation_step(method: Method, loader: Loader, augmentation, info: StreamInfo) -> Callable:
-    """Returns a step that evaluates a batch over all classes seen, without task identity.
+    """Returns a step that evaluates a batch over all classes seen.
+
+    Predictions have no task identity, except for `task_incremental`.
 
     Returns:
       `(mutable, frozen, data, host_batch, position) -> sums`. `host_batch["weight"]`, float32 `[batch]`, is 0 for
@@ -258,7 +274,11 @@ def sum_tasks(values: jax.Array, tasks: jax.Array, num_tasks: int) -> jax.Array:
 
 
 def query_step(method: CachesQueries, loader: Loader, augmentation) -> Callable:
-    """Returns a step `(frozen, data, host_batch) -> {name: [batch, ...]}`, the method's queries of test images."""
+    """Returns a step that computes the method's queries of test images.
+
+    Returns:
+      `(frozen, data, host_batch) -> {name: [batch, ...]}`.
+    """
 
     def step(frozen, data, host_batch):
         images, _ = loader.read(data, host_batch)
@@ -268,7 +288,11 @@ def query_step(method: CachesQueries, loader: Loader, augmentation) -> Callable:
 
 
 def update_memory_step(method: HerdsMemory) -> Callable:
-    """Returns `(mutable, frozen, rows) -> mutable`, `method.update_memory` without the frozen variables."""
+    """Returns a step that applies `method.update_memory`.
+
+    Returns:
+      `(mutable, frozen, rows) -> mutable`, without the frozen variables.
+    """
 
     def step(mutable, frozen, rows):
         return _mutable_part(method, method.update_memory(join(frozen, mutable), rows))
@@ -277,7 +301,11 @@ def update_memory_step(method: HerdsMemory) -> Callable:
 
 
 def task_boundary_step(method: Method, change: Callable) -> Callable:
-    """Returns `(mutable, frozen, position, seed) -> mutable` for `start_task`, `end_task` or a `Phase.finish`."""
+    """Returns a step for `start_task`, `end_task` or a `Phase.finish`.
+
+    Returns:
+      `(mutable, frozen, position, seed) -> mutable`.
+    """
 
     def step(mutable, frozen, position, seed):
         context = Context(**position, key=key_at(seed, TASKS, position["task"]))
@@ -287,7 +315,9 @@ def task_boundary_step(method: Method, change: Callable) -> Callable:
 
 
 def label_ranks(method: Method, network: str) -> np.ndarray | None:
-    """Returns the rank of each label in the class order of the network's learner, int `[classes]`.
+    """Returns the rank of each label in a learner's class order, int `[classes]`.
+
+    The learner is that of the network.
 
     None: the network follows the run's own class order.
     """
@@ -322,7 +352,10 @@ def _eval_inputs(loader, images, augmentation, method):
 
 
 def _preprocess(loader, images, augmentation, transform):
-    """Returns images as the networks take them; images that were cropped on the host are only normalized."""
+    """Returns images as the networks take them.
+
+    Images that were cropped on the host are only normalized.
+    """
     if loader.crops_on_host:
         return augment.normalize(images, augmentation)
     flat = transform(images.reshape(-1, *images.shape[-3:]))  # an axis of learners may follow the axis of images
@@ -359,7 +392,10 @@ def _tree_where(condition, tree, other):
 
 
 def _record_nonfinite(record, finite, position, metrics):
-    """Returns a phase's `State.nonfinite` after one more step; it keeps the first nonfinite step since the last log."""
+    """Returns a phase's `State.nonfinite` after one more step.
+
+    The result has the first nonfinite step since the last log line.
+    """
     terms = {name: value for name, value in metrics.items() if name != "steps"}
     step = {"epoch": position["epoch"], "step": position["step"], "terms": terms}
     first = {name: record[name] for name in step}

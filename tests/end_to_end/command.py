@@ -17,7 +17,10 @@ _NO_REPORT = "--config.log.report=False"
 
 
 def environment(**extra):
-    """Returns this environment, which names the tests' cache of compiled programs, with the repository on the path."""
+    """Returns this environment with the repository on the path.
+
+    This environment names the tests' cache of compiled programs.
+    """
     flags = " ".join(filter(None, (os.environ.get("XLA_FLAGS"), extra.pop("XLA_FLAGS", ""))))
     return {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", **extra, "XLA_FLAGS": flags}
 
@@ -29,7 +32,10 @@ def command_line(arguments):
 
 
 def start(*arguments, **extra):
-    """Starts `python -m cdl_jax.main` in the repository's root; returns the running process."""
+    """Starts `python -m cdl_jax.main`; returns the running process.
+
+    The working directory is the root of the repository.
+    """
     return subprocess.Popen(
         [sys.executable, "-m", "cdl_jax.main", *command_line(arguments)],
         cwd=ROOT, env=environment(**extra), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -38,9 +44,10 @@ def start(*arguments, **extra):
 
 
 def run_in_process(*arguments, expect=0):
-    """Runs the command inside this process, which has loaded jax already; returns (stdout, stderr).
+    """Runs the command inside this process; returns (stdout, stderr).
 
-    It saves a third of the time of `run`. Log lines of warnings may be missing from stderr: pytest captures them.
+    This process has loaded jax already, which saves a third of the time of `run`. Log lines of warnings may be missing
+    from stderr: pytest captures them.
     """
     from cdl_jax import main
 
@@ -52,7 +59,10 @@ def run_in_process(*arguments, expect=0):
 
 
 def run(*arguments, expect=0, timeout=240, **extra):
-    """Runs the command in a process of its own; returns (stdout, stderr). Its exit code must be `expect`."""
+    """Runs the command in a process of its own; returns (stdout, stderr).
+
+    Its exit code must be `expect`.
+    """
     process = start(*arguments, **extra)
     out, err = process.communicate(timeout=timeout)
     assert process.returncode == expect, f"exit code {process.returncode}\n{out}\n{err}"
@@ -70,7 +80,7 @@ def signal_at_line(process, workdir, lines, number):
 
 
 def run_in_two(*arguments, workdir, stop_at=None, **extra):
-    """Runs a command as two processes on this machine; returns (stdout, stderr) of each.
+    """Runs a command as two local processes; returns (stdout, stderr) of each.
 
     Args:
         stop_at: number of lines of metrics.jsonl after which the second process receives SIGTERM. Both must end then.

@@ -1,4 +1,7 @@
-"""Tests measures beside accuracy, and the analysis of a finished run, through the command line."""
+"""Tests measures beside accuracy, and the analysis of a finished run.
+
+The tests use the command line.
+"""
 
 import json
 import warnings
@@ -13,7 +16,11 @@ SHORT = ("--config.train.epochs=1", "--config.eval.forward_transfer=False", "--c
 
 
 def trained(folder, distill, analyze):
-    """(arguments, what the analysis printed, analysis.json, results.json) of a run with this scheme."""
+    """Trains a run with this scheme and analyzes it.
+
+    Returns:
+        (arguments, output of the analysis, analysis.json, results.json).
+    """
     arguments = ("--config", f"{TINY}:distill={distill}", "--workdir", folder, *SHORT)
     run_in_process(*arguments)
     out = analyze(*arguments, "--mode", "analyze")
@@ -28,7 +35,10 @@ def analyze_alone(*arguments):
 
 
 def analyze_here(*arguments):
-    """Returns the output of the command in this process, without a warning that Python shows by default."""
+    """Returns the output of the command in this process.
+
+    A warning that Python shows by default is an error.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for hidden in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):

@@ -1,4 +1,7 @@
-"""Each mistake of a user is answered in one line with exit code 2, before any work and without a traceback."""
+"""Each mistake of a user is answered in one line with exit code 2.
+
+The line appears before any work and without a traceback.
+"""
 
 import errno
 import fcntl

@@ -1,4 +1,7 @@
-"""Branches of a run: equal to the parent without a change, with other options, with further tasks, and after a kill."""
+"""Branches of a run: unchanged, with other options or further tasks, and killed.
+
+A branch without a change equals its parent.
+"""
 
 import json
 import shutil

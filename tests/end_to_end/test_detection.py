@@ -1,4 +1,7 @@
-"""Detectors in the task loop: training, resume, evaluation, teachers and tasks, on glyph scenes by the command line."""
+"""Detectors in the task loop: training, resume, evaluation, teachers and tasks.
+
+The tests use glyph scenes and the command line.
+"""
 
 import json
 import random
@@ -201,7 +204,10 @@ TOKEN_LABELS = ("--config.student.token_label=True", "--config.data.segmentation
 
 
 def test_token_labels_are_learned(tmp_path):
-    """Every batch is one group of all eight images, so that the losses of the steps can be compared."""
+    """Every batch is one group of all eight images.
+
+    The losses of the steps can thus be compared.
+    """
     folder = tmp_path / "scenes"
     assert make_glyph_scenes.main(["--out", str(folder), "--num-train", "8", "--num-val", "8"]) == 0
     flags = (

@@ -1,4 +1,7 @@
-"""Neither the number of devices nor that of processes changes the result, nor does a change of it on the way."""
+"""Neither the number of devices nor that of processes changes the result.
+
+A change of either number on the way leaves the result equal, too.
+"""
 
 import json
 import signal

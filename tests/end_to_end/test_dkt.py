@@ -1,4 +1,7 @@
-"""Learners with a stream each, through the command line: a run, a killed run, and a run of two processes."""
+"""Learners with a stream each: a run, a killed run, and a run of two processes.
+
+The tests use the command line.
+"""
 
 import json
 import signal

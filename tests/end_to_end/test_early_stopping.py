@@ -55,7 +55,7 @@ def test_a_task_ends_with_the_weights_of_its_best_evaluation(uninterrupted):
 
 
 def test_killed_twice_it_ends_with_the_same_bits(built, uninterrupted, tmp_path, monkeypatch):
-    """Once between the two evaluations of the first task, and once between those of the second."""
+    """The run is killed between the two evaluations of the first and second task."""
     save, left = Checkpoints.save_latest, []
 
     def killed(self, step, *arguments):

@@ -1,4 +1,7 @@
-"""Tests runs on machines without memory, disk, a platform, a home or UTF-8: one line with the remedy, or no change."""
+"""Tests runs on machines without memory, disk, a platform, a home or UTF-8.
+
+Each lack leads to one line with the remedy, or to no change.
+"""
 
 import ast
 import errno
@@ -34,7 +37,10 @@ sys.exit(main.main(sys.argv[1:]))
 
 
 def only_line(err: str) -> str:
-    """The one line of an error; log lines of this program and of libraries come before it."""
+    """Returns the one line of an error.
+
+    Log lines of this program and of libraries may precede it.
+    """
     assert "Traceback" not in err
     (line,) = [line for line in err.splitlines() if line.startswith("cdl_jax: ")]
     return line

@@ -1,4 +1,7 @@
-"""A GAN in the task loop: training, samples, evaluation, resume, two devices and bad input, by the command line."""
+"""A GAN in the task loop, by the command line.
+
+The tests cover training, samples, evaluation, resume, two devices and bad input.
+"""
 
 import json
 import signal

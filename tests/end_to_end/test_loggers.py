@@ -1,4 +1,7 @@
-"""A run that is killed and resumed, with all loggers whose packages are installed: each has each number once."""
+"""A run that is killed and resumed, with all loggers: each has each number once.
+
+Loggers whose packages are missing are left out.
+"""
 
 import csv
 import importlib.util

@@ -1,7 +1,8 @@
-"""Each named config runs end to end on tiny data in the official formats, with its published settings.
+"""Each named config runs end to end on tiny data in the official formats.
 
-Networks, tasks and images are few; every other option is the config's own. L2P learns all ten tasks, the others two.
-The other learners on ImageNet-R, which differ from those on CIFAR-100 in the data alone, are built and not trained.
+The settings are the published ones. Networks, tasks and images are few; every other option is the config's own. L2P
+learns all ten tasks, the others two. The other learners on ImageNet-R, which differ from those on CIFAR-100 in the data
+alone, are built and not trained.
 """
 
 import gzip
@@ -76,7 +77,10 @@ def cifar100(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def imagenet_r_folder(tmp_path_factory):
-    """ImageNet-R's folder: all names of the official lists, which are links to two images."""
+    """Returns ImageNet-R's folder with the test names of the official list.
+
+    Training names are made up, 120 of each class. All names are links to two images.
+    """
     folder = tmp_path_factory.mktemp("imagenet_r")
     lists = Path(imagenet_r.__file__).parents[1] / "imagenet_r_split.json.gz"
     test_names = json.loads(gzip.decompress(lists.read_bytes()))["test"]
@@ -96,7 +100,10 @@ def imagenet_r_folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def imagenet(tmp_path_factory):
-    """Three classes of ImageNet as the user unpacks them: train/<synset>/ and val/<synset>/."""
+    """Returns three classes of ImageNet as the user unpacks them.
+
+    The folders are train/<synset>/ and val/<synset>/.
+    """
     folder, rng = tmp_path_factory.mktemp("imagenet"), np.random.default_rng(0)
     for split, each in (("train", 4), ("val", 2)):
         for wnid in ("n01440764", "n01443537", "n01484850"):
@@ -108,9 +115,10 @@ def imagenet(tmp_path_factory):
 
 
 def check_settings(name, resolved, changes):
-    """Asserts that a resolved config has the named config's own options, except for `changes`.
+    """Asserts that a resolved config has the named config's own options.
 
-    tests/unit/commands/test_command_line.py asserts that these are the published settings.
+    The keys `changes` and automatic values may differ. tests/unit/commands/test_command_line.py asserts that these
+    options are the published settings.
     """
     space = {"__file__": str(config_files.shipped_configs()[name]), "__name__": name}
     exec(config_files.shipped_configs()[name].read_text(), space)

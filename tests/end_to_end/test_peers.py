@@ -1,4 +1,7 @@
-"""Peers through the command line: a stream, the best epoch, a stopped run, a teacher's run, many devices."""
+"""Peers through the command line.
+
+The tests cover a stream, the best epoch, a stopped run, a teacher's run and many devices.
+"""
 
 import json
 import signal

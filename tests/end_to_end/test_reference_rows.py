@@ -1,4 +1,7 @@
-"""The rows that continual learners are compared with, and the authors' own L2P and DualPrompt, by the command line."""
+"""The baselines of continual learners, and the authors' own L2P and DualPrompt.
+
+The tests use the command line.
+"""
 
 import json
 import signal

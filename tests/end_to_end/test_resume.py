@@ -36,7 +36,10 @@ def assert_same(workdir, uninterrupted):
 
 
 def damage(folder):
-    """Cuts all files with arrays of the newest checkpoint: which of them it reads depends on when each was written."""
+    """Cuts all files with arrays of the newest checkpoint; returns its folder.
+
+    The files that the checkpoint reads depend on when each file was written.
+    """
     newest = max((path for path in folder.iterdir() if path.name.isdigit()), key=lambda path: int(path.name))
     for path in (newest / "state").rglob("d/*"):
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -44,7 +47,10 @@ def damage(folder):
 
 
 def test_killed_at_three_random_moments_and_damaged_it_ends_with_the_same_bits(uninterrupted, tmp_path):
-    """A short `benchmarks.cases.crash_storm`, at whose end the newest checkpoints and results.json are damaged too."""
+    """Runs a short `benchmarks.cases.crash_storm`.
+
+    At its end the newest checkpoints and results.json are damaged too.
+    """
     numbers = {"lines": lines(uninterrupted), "tasks": 5, "report": 1.0}
     hits = []
     for moment in ("training", "checkpoint", "report"):

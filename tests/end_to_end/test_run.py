@@ -1,4 +1,7 @@
-"""The main job through the command line: train, repeat, evaluate a checkpoint, refuse another config, describe."""
+"""The main job through the command line.
+
+The tests train, repeat, evaluate a checkpoint, refuse another config and describe.
+"""
 
 import csv
 import json

@@ -31,9 +31,13 @@ def lines(workdir):
 
 
 def assert_are_the_single_runs(together, alone, costs=True):
-    """`alone`: seed -> folder, in the order of the program's seeds. `costs`: whether these must be alike too.
+    """Asserts that the seeds of one program equal the runs of single seeds.
 
     CODA's weights are compared less closely than losses: Adam makes full steps of gradients that are only rounding.
+
+    Args:
+        alone: seed -> folder, in the order of the program's seeds.
+        costs: whether costs must be alike too. Default: True.
     """
     weights = last_weights(together, 1)
     for index, (seed, folder) in enumerate(alone.items()):

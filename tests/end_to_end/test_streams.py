@@ -1,4 +1,7 @@
-"""Runs of a domain-incremental stream in folders and of an online blurry stream; nothing compiles again."""
+"""Runs of a domain-incremental stream in folders and of an online blurry stream.
+
+Nothing compiles again.
+"""
 
 import json
 
@@ -18,7 +21,10 @@ STYLES = {"plain": lambda x: x, "inverse": lambda x: 255 - x, "turned": lambda x
 
 
 def write_domains(root):
-    """Writes 16 training and 4 test images of each of four characters in three styles, in folders."""
+    """Writes folders of images of four characters in three styles.
+
+    A character has 16 training and 4 test images in each style.
+    """
     data = glyph_mini.load({"part": "incremental"})
     for part, split, count in (("train", data.train, 16), ("test", data.test, 4)):
         for label in range(CLASSES):
@@ -30,7 +36,7 @@ def write_domains(root):
 
 
 def run(folder, monkeypatch, config, *changes):
-    """Returns results.json of a run, and the number of compiled programs after each task."""
+    """Returns results.json, and the number of compiled programs after each task."""
     compiled, after, save = [], [], loop.Checkpoints.save_task
     jax.monitoring.register_event_duration_secs_listener(
         lambda event, seconds, **_: compiled.append(event) if "backend_compile" in event else None

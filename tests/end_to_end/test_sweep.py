@@ -1,4 +1,7 @@
-"""A grid of two by two options on tiny data: one teacher is trained, and one command prints the table."""
+"""A grid of two by two options on tiny data.
+
+One teacher is trained, and one command prints the table.
+"""
 
 import json
 import os

@@ -1,4 +1,7 @@
-"""A convolutional teacher of another run, for a prompted Transformer and for one that trains all its weights."""
+"""A convolutional teacher of another run, for two Transformers.
+
+One Transformer is prompted, the other trains all its weights.
+"""
 
 import numpy as np
 import pytest
@@ -21,7 +24,10 @@ def teacher(tmp_path_factory):
 
 
 def weight(workdir, task):
-    """W `[teacher, student]` of a run's Householder projector, and the base's first columns, where it started."""
+    """Returns W `[teacher, student]` of a run's Householder projector, and its start.
+
+    W starts at the first columns of the base.
+    """
     from cdl_jax.models.modules import orthogonal
 
     raw, base, signs = (
@@ -34,7 +40,10 @@ def weight(workdir, task):
 
 
 def check_the_network_that_becomes_a_teacher(workdir, weights):
-    """Another run takes the averaged student as its teacher by default, and not the teacher."""
+    """Checks that another run takes the averaged student as its default teacher.
+
+    The default is not the teacher of this run.
+    """
     import jax
 
     from cdl_jax.losses import Context

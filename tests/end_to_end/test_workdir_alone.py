@@ -1,4 +1,7 @@
-"""A run that a config with overrides began is resumed, evaluated and analyzed by its working directory alone."""
+"""A run is resumed, evaluated and analyzed by its working directory alone.
+
+A config with overrides began the run.
+"""
 
 import json
 import signal

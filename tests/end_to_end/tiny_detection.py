@@ -1,4 +1,7 @@
-"""A run of seconds on glyph scenes: a ViDT of one block a stage in two tasks, with or without a teacher."""
+"""A run of seconds on glyph scenes, with or without a teacher.
+
+A ViDT of one block a stage learns two tasks.
+"""
 
 from cdl_jax import config as base
 

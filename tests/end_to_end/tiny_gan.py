@@ -1,4 +1,7 @@
-"""A GAN of seconds on glyph_mini: 4 characters, networks of 4 channels, the packaged ViTs teach and measure."""
+"""A GAN of seconds on glyph_mini: 4 characters, networks of 4 channels.
+
+The packaged ViTs teach and measure.
+"""
 
 from cdl_jax import config as base
 

@@ -48,7 +48,7 @@ def from_torch(arrays, prefix, shapes, network=""):
 
 
 def to_torch(variables, prefix, network=""):
-    """Returns the arrays of a network, or gradients of the same tree, by the names of `from_torch`."""
+    """Returns a network's arrays, or gradients of that tree, by `from_torch`'s names."""
     network, found = network or prefix.rpartition("/")[2][:1], {}
     for path, array in flatten_dict(variables).items():
         if path[-1] == "kernel":

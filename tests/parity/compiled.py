@@ -6,7 +6,7 @@ import jax
 
 
 def compiled(runner):
-    """Compiles a runner that computes with jax alone: one program a case instead of one program an operation."""
+    """Compiles a jax-only runner: one program a case instead of one an operation."""
 
     def run(config, arrays):
         return jax.device_get(jax.jit(partial(runner, config))(arrays))

@@ -1,4 +1,4 @@
-"""Deals the cases below the folder of `--goldens` out to the test files, by system and part."""
+"""Deals the cases below `--goldens` out to the test files, by system and part."""
 
 from tests.parity.replay import find_cases
 

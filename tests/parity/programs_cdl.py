@@ -1,4 +1,4 @@
-"""The CDL fixtures' configs and parameter names in ours: methods to build, variables to load, results to hand back."""
+"""CDL fixtures' configs and parameter names in ours: methods, variables, results."""
 
 import re
 import tempfile
@@ -94,7 +94,7 @@ def to_nhwc(array):
 
 
 def backbone(arrays, prefix, template):
-    """Our backbone's parameters from the arrays below `prefix`, which have timm's names."""
+    """Returns our backbone's parameters from the timm-named arrays below `prefix`."""
     state = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "weights.npz"
@@ -107,7 +107,9 @@ _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "shift": "bias
 
 
 def torch_name(path, deit=False):
-    """The program's name of a leaf of `{"network": ..., "distill": ...}`; None for backbones, which have timm's names.
+    """Returns the program's name of a leaf of `{"network": ..., "distill": ...}`.
+
+    The name is None for leaves of backbones, which have timm's names.
 
     deit: the distillation token is that of the program of 2024-12.
     """
@@ -142,7 +144,10 @@ def torch_name(path, deit=False):
 
 
 def load(arrays, prefix, network, distill=None):
-    """`network` (and the scheme's variables), whose shapes are given, with the arrays below `prefix` put in."""
+    """Fills `network` (and the scheme's variables) with the arrays below `prefix`.
+
+    `network` and `distill` are given as shapes.
+    """
     network = {**network, "backbone": backbone(arrays, prefix + "feat.", network["backbone"])}
     deit = prefix + "feat.add_T_token" in arrays
     flat = flatten_dict({"network": network, "distill": distill or {}}, keep_empty_nodes=True)
@@ -158,7 +163,10 @@ def load(arrays, prefix, network, distill=None):
 
 
 def to_torch(network, distill=None, deit=False):
-    """Leaves (values, gradients, ...) under the program's names and in its layouts, backbones left out."""
+    """Returns leaves (values, gradients, ...) by the program's names, in its layouts.
+
+    Backbones are left out.
+    """
     ours = {}
     for path, leaf in flatten_dict({"network": network, "distill": distill or {}}).items():
         name = torch_name(path, deit)

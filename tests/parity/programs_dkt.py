@@ -1,4 +1,4 @@
-"""The DKT fixtures' networks and parameter names in ours: modules to build, variables to load, results."""
+"""DKT fixtures' networks and parameter names in ours: modules, variables, results."""
 
 import re
 
@@ -25,7 +25,10 @@ _OUTER = {"conv1": "conv1.0", "bn1": "conv1.1", "linear": "fc"}
 
 
 def build(state):
-    """The module that a program's state belongs to: a residual network of any width and depth, with one head or two."""
+    """Builds the module of a program's state.
+
+    The module is a residual network of any width and depth, with one head or two.
+    """
     blocks = _blocks(state)
     section = ConfigDict(defaults(slim_resnet.OPTIONS))
     section.depths = tuple(len(blocks[stage]) for stage in sorted(blocks))
@@ -46,7 +49,10 @@ def _blocks(state):
 
 
 def our_name(layer, state):
-    """Our path of a layer of a slim network: `conv1`, a block such as `layer2.0`, a part of one, or a stage."""
+    """Returns our path of a layer of a slim network.
+
+    A layer is `conv1`, a block such as `layer2.0`, a part of a block, or a stage.
+    """
     name, _, inside = layer.partition(".")
     stage = re.fullmatch(r"layer(\d+)", name)
     if not stage:
@@ -77,7 +83,7 @@ def load(module, state, dtype=jnp.float32):
 
 
 def to_torch(variables, state):
-    """Leaves (values, gradients, ...) under the names of the program's state and in its layouts."""
+    """Returns leaves (values, gradients, ...) by the state's names, in its layouts."""
     flat = {path: np.asarray(leaf) for path, leaf in flatten_dict(variables).items()}
     return {torch_name(path, state): _theirs(leaf) if path[-1] == "kernel" else leaf for path, leaf in flat.items()}
 

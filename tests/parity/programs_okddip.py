@@ -1,4 +1,4 @@
-"""The OKDDip fixtures' configs and parameter names in ours: methods to build, variables to load, results."""
+"""OKDDip fixtures' configs and parameter names in our methods, variables, results."""
 
 import re
 
@@ -43,7 +43,10 @@ def method_name(config, state):
 
 
 def build(config, arrays, image_size=32):
-    """(method, shapes of its variables, names of the program's state) of a case, with all of the program's ways."""
+    """Returns (method, shapes of its variables, names of the program's state).
+
+    The method has all of the program's ways.
+    """
     state = state_names(config, arrays)
     kind, method = family(state), method_name(config, state)
     separate_networks = any(name.startswith("stu0.") for name in state)
@@ -180,7 +183,10 @@ def to_torch(variables, state, count=0):
 
 
 def _on_host(leaf):
-    """Returns a concrete array as NumPy's, whose operations compile nothing, and a traced one as it is."""
+    """Returns a concrete array as NumPy's, and a traced array unchanged.
+
+    NumPy's operations compile nothing.
+    """
     return leaf if isinstance(leaf, jax.core.Tracer) else np.asarray(leaf)
 
 
@@ -193,7 +199,7 @@ def _theirs(kernel):
 
 
 def generated(listed):
-    """The state that the full-size cases generate instead of storing it: {name: float32 array}."""
+    """Generates the state that full-size cases do not store: {name: float32 array}."""
     state = {}
     for index, (name, shape) in enumerate(sorted(listed)):
         x = np.arange(int(np.prod(shape)), dtype=np.uint64) + np.uint64(index * 2654435761 % 2**32)

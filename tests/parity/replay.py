@@ -39,13 +39,13 @@ PART_OF_KIND = {kind: part for part, kinds in PARTS.items() for kind in kinds}
 
 
 def find_cases(folder, system, part=None):
-    """Returns the sorted paths of the cases of a system, or of one of its parts, below a folder."""
+    """Returns the sorted paths of cases of a system, or of its part, below a folder."""
     cases = {path: json.loads(path.read_text()) for path in sorted(folder.rglob("*.json"))}
     return [path for path, case in cases.items() if (case["system"], PART_OF_KIND.get(case["kind"])) == (system, part)]
 
 
 def replay(path, runners, record_property):
-    """Runs a case and compares every array that the case stores below `out/` and `grad/`.
+    """Runs a case and compares every array that it stores below `out/` and `grad/`.
 
     Args:
         path: JSON file of the case.
@@ -87,8 +87,11 @@ def read_arrays(path):
 
 
 def relative_error(ours, wanted, steepest=0.0) -> float:
-    """max|ours - wanted| / max|wanted|; zeros are compared on a scale of 1e-3, what rounding has left of a gradient of
-    zero on that of the case's `steepest`, names exactly."""
+    """Returns max|ours - wanted| / max|wanted|.
+
+    Zeros are compared on a scale of 1e-3, and names are compared exactly. A gradient that rounding alone separates from
+    zero is compared on the scale of the case's `steepest`.
+    """
     if wanted.dtype.kind == "U":
         return 0.0 if np.array_equal(ours, wanted) else np.inf
     ours, wanted = np.asarray(ours, np.float64), np.asarray(wanted, np.float64)

@@ -1,4 +1,6 @@
-"""Runners of the CDL fixtures that do not train: forward passes, losses, prompt pools, metrics, orders.
+"""Runners of the CDL fixtures that do not train.
+
+The runners compute forward passes, losses, prompt pools, metrics and orders.
 
 A runner maps (config, arrays) to {"out/..." or "grad/...": array}.
 """
@@ -54,7 +56,10 @@ def run_forward(config, arrays):
 
 
 def run_teacher_prompts(config, arrays):
-    """The teacher's prompts at test time, from its pool and the student's backbone alone."""
+    """Computes the teacher's prompts at test time.
+
+    The sources are the teacher's pool and the student's backbone alone.
+    """
     method, fresh = build(config, arrays)
     pool = {}
     for leaf, old in fresh["teacher"]["prompts"].items():

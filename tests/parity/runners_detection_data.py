@@ -1,4 +1,6 @@
-"""Runners of the VkD fixtures of detection: targets, transforms, post-processing and COCO's evaluation.
+"""Runners of the VkD fixtures of detection: data and evaluation.
+
+The runners compute targets, transforms, post-processing and COCO's evaluation.
 
 A runner maps (config, arrays) to {"out/..." or "grad/...": array}.
 """
@@ -61,7 +63,10 @@ def normalized(image, options):
 
 
 def outputs(image, targets, name, prefix=""):
-    """Returns the arrays of one transformed image without its pixels; `prefix` and `name` are parts of their names."""
+    """Returns the arrays of one transformed image without its pixels.
+
+    `prefix` and `name` are parts of the arrays' names.
+    """
     size = image.size[::-1]
     return {
         f"out/{prefix}boxes{name}": transforms.relative_boxes(targets.boxes, size),

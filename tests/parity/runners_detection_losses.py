@@ -1,4 +1,6 @@
-"""Runners of the VkD fixtures of detection: matching, losses, distillation, optimizer and training steps.
+"""Runners of the VkD fixtures of detection: losses and training.
+
+The runners compute matching, losses, distillation, optimizer and training steps.
 
 A runner maps (config, arrays) to {"out/..." or "grad/...": array}.
 """
@@ -52,7 +54,7 @@ def loss_options(config):
 
 
 def padded_targets(targets, least=1):
-    """Batch arrays of targets, a list of (labels, boxes), padded to one number of objects."""
+    """Pads a batch of targets, a list of (labels, boxes), to one number of objects."""
     length = max(least, *(len(labels) for labels, _ in targets))
     boxes = np.tile(np.float32([0.5, 0.5, 1, 1]), (len(targets), length, 1))
     labels, valid = np.zeros((len(targets), length), np.int32), np.zeros((len(targets), length), bool)
@@ -157,7 +159,10 @@ def run_token_labels(config, arrays):
 
 
 def projector_variables(arrays, modules):
-    """Variables of projectors from the arrays of a case; module -> prefix of the names of its arrays."""
+    """Returns the variables of projectors from the arrays of a case.
+
+    `modules`: module -> prefix of the names of the module's arrays.
+    """
     params, state = {}, {}
     for module, prefix in modules.items():
         raw, base = (arrays[f"{prefix}{name}"] for name in RAW_AND_BASE)
@@ -176,7 +181,10 @@ TERMS = {**{f"patch{i}": f"patch_{i + 1}" for i in range(4)}, "body_det": "body"
 
 
 def detector_outputs(arrays, role):
-    """Tokens of "student" or "teacher" as a detector outputs them; all positions exist, the images form one group."""
+    """Returns tokens of "student" or "teacher" as a detector outputs them.
+
+    All positions exist, and the images form one group.
+    """
     maps = tuple(jnp.moveaxis(arrays[f"in/{role}_patch{i}"], 1, -1) for i in range(4))
     tokens = {name: jnp.asarray(arrays[f"in/{role}_{name.replace('tokens', 'det')}"]) for name in TOKENS}
     return {"patch_maps": maps, **tokens, "inside": tuple(jnp.ones((1, *x.shape[:3]), bool) for x in maps)}
@@ -291,7 +299,10 @@ def run_token_matching(config, arrays):
 
 
 def run_train_steps(config, arrays):
-    """Steps of the method with a teacher; one canvas holds the images of all steps, so one program serves them."""
+    """Runs steps of the method with a teacher.
+
+    One canvas holds the images of all steps, so that one program serves all steps.
+    """
     with jax.enable_x64(config.get("x64", False)):
         return train_steps(config, {name: widen(array, config) for name, array in arrays.items()})
 
@@ -335,7 +346,7 @@ def train_steps(config, arrays):
 
 
 def method_of(config, dtype, images):
-    """Returns the method with the settings of a case; the images of a batch form one group."""
+    """Returns the method with a case's settings; the images of a batch form one group."""
     options = base.default("vidt", data="coco", distill="projected_tokens")
     for role in ("student", "teacher"):
         network = detector_options({**config["student"], **config[role], "classes": config["classes"]})
@@ -383,7 +394,7 @@ def optimizer_options(config):
 
 
 def to_torch(trained):
-    """Parameters of student and projectors under the names and in the layouts of the authors' code."""
+    """Returns student's and projectors' parameters in the authors' names and layouts."""
     trained = jax.device_get(trained)
     named = state_dicts.to_torch(trained["student"]["params"])
     for module, params in trained["distill"]["params"].items():

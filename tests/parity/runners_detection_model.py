@@ -1,4 +1,6 @@
-"""Runners of detection's networks: deformable attention, Swin with detection tokens, ViDT and its options, weights.
+"""Runners of detection's networks.
+
+The runners compute deformable attention, Swin with detection tokens, ViDT and its options, and weights.
 
 A runner maps (config, arrays) to {"out/..." or "grad/...": array}. Networks run in the plain form, whose extent is the
 canvas. `VARIANTS` replays the same cases in larger canvases.
@@ -40,7 +42,7 @@ def named_gradients(gradients, prefix="grad/"):
 
 
 def split_levels(flat, sizes):
-    """Arrays `[batch, height, width, ...]` of flattened levels `[batch, positions, ...]`."""
+    """Splits flat levels `[batch, positions, ...]` into `[batch, height, width, ...]`."""
     ends = np.cumsum([height * width for height, width in sizes])[:-1]
     parts = jnp.split(flat, ends, axis=1)
     return [part.reshape(part.shape[0], *size, *part.shape[2:]) for part, size in zip(parts, sizes, strict=True)]
@@ -269,7 +271,7 @@ def options_of(config):
 
 
 class Canvas:
-    """Images of a case in a canvas, with their sizes and extents, and outputs cut to the extent."""
+    """A case's images in a canvas, with sizes and extents; outputs cut to the extent."""
 
     def __init__(self, images, sizes, canvas=None):
         height, width = images.shape[2:]
@@ -285,7 +287,10 @@ class Canvas:
 
 
 def canvas_of(images, sizes, pad):
-    """The plain form without `pad`, else a canvas of multiples of 64 that is larger by at least `pad`."""
+    """Returns the plain form without `pad`, else a canvas larger by at least `pad`.
+
+    The sides of the larger canvas are multiples of 64.
+    """
     sides = images.shape[2:]
     canvas = tuple(-(-(side + pad) // 64) * 64 for side in sides) if pad else None
     return Canvas(images, sizes, canvas)
@@ -357,7 +362,10 @@ def run_vidt(config, arrays, pad=0, sampling="auto"):
 
 
 def distillation(config, arrays, canvas):
-    """The projectors' parameters, and the loss as a function of them and of the detector's outputs."""
+    """Returns the projectors' parameters and the loss.
+
+    The loss is a function of these parameters and of the detector's outputs.
+    """
     dim, maps = config["d_model"], []
     for level, stride in enumerate(masks.STRIDES[1:]):
         x = to_last(jnp.asarray(arrays[f"in/teacher_patch{level}"]))
@@ -382,7 +390,7 @@ def distillation(config, arrays, canvas):
 
 
 def numbers(name, shape):
-    """Numbers in [-1, 1) that follow from the name of an array, see the notes of kind `vidt_full`."""
+    """Returns numbers in [-1, 1) from an array's name, see notes of kind `vidt_full`."""
     z = np.uint64(zlib.crc32(name.encode()) << 32) + np.arange(np.prod(shape), dtype=np.uint64)
     z = z + np.uint64(0x9E3779B97F4A7C15)
     z = (z ^ z >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
@@ -538,7 +546,10 @@ def run_without_neck(config, arrays, pad=0):
 
 
 def run_pretrained_keys(config, arrays):
-    """Names of a classifier's file that the backbone takes over, and those that stay as they are."""
+    """Marks the names of a classifier's file that the backbone takes over.
+
+    The other names of the backbone, whose values stay as they are, are in `out/fresh`.
+    """
     model = vidt.build(options_of(config), 91)
     params = shapes_of(model, jnp.zeros((1, 64, 64, 3)))
     stored = [str(name) for name in arrays["in/names"]]
@@ -562,7 +573,9 @@ def in_order(names, wanted):
 
 
 def run_parameters(config, arrays):
-    """Names, shapes and initial values of all parameters with the projectors; random values by their rules.
+    """Returns names, shapes and initial values of all parameters with the projectors.
+
+    Random values are compared by their rules.
 
     `init_statistics` of random values are those of the case once ours have passed `follows`.
     """
@@ -622,7 +635,10 @@ def count(arrays, shapes=()):
 
 
 def follows(rule, name, array, state, statistics):
-    """Whether initial values follow a rule: exact values, or bound, mean and deviation of a distribution."""
+    """Returns whether initial values follow a rule.
+
+    A rule has exact values, or bound, mean and deviation of a distribution.
+    """
     match rule:
         case "zeros" | "ones":
             return (array == (rule == "ones")).all()

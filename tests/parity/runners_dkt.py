@@ -1,4 +1,6 @@
-"""Runners of the DKT fixtures that do not train: networks, loss terms, schedules, replay, metrics, similarity.
+"""Runners of the DKT fixtures that do not train.
+
+The runners compute networks, loss terms, schedules, replay, metrics and similarity.
 
 A runner maps (config, arrays) to {"out/..." or "grad/...": array}.
 """
@@ -28,7 +30,7 @@ from tests.parity.programs_okddip import to_nhwc
 
 
 def run_model(config, arrays):
-    """A two-headed network in both modes, with the loss and all gradients of the training mode."""
+    """Runs a two-headed network in both modes, with training loss and all gradients."""
     state = part_of(arrays, "param/")
     module = build(state)
     variables, images = load(module, state), to_nhwc(arrays["in/x"])
@@ -68,7 +70,10 @@ def run_loss(config, arrays):
 
 
 def _active(config, arrays):
-    """The active classes, none in the first task, and the logits of the previous network, which is missing there."""
+    """Returns the active classes and the logits of the previous network.
+
+    The first task has no active classes and no previous network, so that the logits are zeros.
+    """
     shape = arrays["in/logits"].shape
     active = jnp.isin(jnp.arange(shape[1]), jnp.array(config["active_classes"], int))
     return active, arrays.get("in/prev_logits", np.zeros(shape, np.float32))
@@ -241,7 +246,10 @@ def run_cka_layers(config, arrays):
 
 
 def run_tsne(config, arrays):
-    """The pieces of scikit-learn's t-SNE: they are what `similarity.tsne` runs, under names of its own."""
+    """Runs the pieces of scikit-learn's t-SNE under scikit-learn's own names.
+
+    `similarity.tsne` runs the same pieces.
+    """
     from sklearn.manifold import _t_sne, _utils
 
     projected = similarity.project(arrays["in/x"], config["pca_dims"])

@@ -1,4 +1,4 @@
-"""Runners of the fixtures of generation: networks, losses, augmentation and measures.
+"""Runners of the fixtures of generation: networks, losses, augmentation, measures.
 
 A runner maps (config, arrays) to {"out/..." or "grad/...": array}.
 """
@@ -39,7 +39,10 @@ def shapes_of(network, *inputs):
 
 @compiled
 def run_spectral_norm(config, arrays):
-    """A layer on the unit vectors of its input, so that its outputs are the columns of the normalized weight."""
+    """Applies a layer to the unit vectors of its input.
+
+    The outputs are the columns of the normalized weight.
+    """
     shape = config["shape"]
     assert (config["eps"], config["iterations"]) == (spectral_norm.EPSILON, 1)
     if len(shape) == 2:

@@ -1,4 +1,6 @@
-"""Runners of the OKDDip fixtures that do not train: full-size networks, loss terms, schedules, structure.
+"""Runners of the OKDDip fixtures that do not train.
+
+The runners compute full-size networks, loss terms, schedules and structure.
 
 A runner maps (config, arrays) to {"out/..." or "grad/...": array}.
 """
@@ -28,7 +30,10 @@ from tests.parity.steps_okddip import count_of, outputs, percent
 
 
 def run_full(config, arrays):
-    """A full-size model with generated weights: outputs in both modes, running statistics after one call."""
+    """Runs a full-size model with generated weights in both modes.
+
+    The running statistics are those after one call.
+    """
     images = to_nhwc(arrays["in/x"])
     method, shapes, state = build(config, arrays, images.shape[1])
     count = count_of(config)
@@ -58,7 +63,7 @@ def _seen(logits, features=()):
 
 
 def _accuracies(logits, labels, rivals):
-    """Returns the values that the program logs for a training batch; its mean top 5 is the mean top 1."""
+    """Returns the program's log of a training batch; its mean top 5 is the mean top 1."""
     ours = {"train_accTop1": percent(logits["ensemble"], labels, 1)}
     ours["train_accTop5"] = percent(logits["ensemble"], labels, 5)
     for name in ("mean_train_accTop1", "mean_train_accTop5"):
@@ -215,7 +220,7 @@ def run_schedules(config, arrays):
 
 
 def check_structure(case):
-    """Parameter counts of every model, and the names and shapes of the states that are listed."""
+    """Checks every model's parameter count, and names and shapes of the listed states."""
     for name, model in case["models"].items():
         classes = int(name.rsplit("_c", 1)[1]) if "_c1" in name else 1000
         known = [size for family in families.CONVOLUTIONAL for size in family.SIZES]

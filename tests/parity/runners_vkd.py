@@ -1,4 +1,6 @@
-"""Runners of the VkD fixtures of classification: orthogonal weights, normalisations, losses, networks, training steps.
+"""Runners of the VkD fixtures of classification.
+
+The runners compute orthogonal weights, normalizations, losses, networks and training steps.
 
 A runner maps (config, arrays) to {"out/..." or "grad/...": array}.
 """
@@ -64,7 +66,10 @@ def run_orthogonal_init(config, arrays):
 
 
 def run_collapse(config, arrays):
-    """Steps of AdamW, its decay on the raw matrix too, by the projector that copies the reference."""
+    """Runs steps of AdamW on the projector that copies the reference.
+
+    The decay is on the raw matrix too.
+    """
     shape = config["out_features"], config["in_features"]
     layer = orthogonal.OrthogonalDense(shape[0], "householder", reference_exact=True)
     optimizer = optax.adamw(config["lr"], *config["betas"], config["eps"], weight_decay=config["weight_decay"])
@@ -142,7 +147,10 @@ def run_losses(config, arrays):
 
 
 def step_terms(options, arrays, projected, teacher, logits, distilled):
-    """The losses of a step by the fixtures' names; `logits` of the class head, `distilled` of the other."""
+    """Returns the losses of a step by the fixtures' names.
+
+    `logits` are of the class head, `distilled` of the other head.
+    """
     labels = losses.soft_cross_entropy(logits, arrays["in/soft_targets"])
     target = jnp.asarray(arrays["in/teacher_logits"])
     kl = options.logit_weight * vkd.logit_loss(options, distilled, target, jnp.ones(distilled.shape[-1], bool))
@@ -253,7 +261,10 @@ def run_schedule(config, arrays):
 
 
 def run_train_step(config, arrays):
-    """A step of AdamW on the loss of the method, the teacher's feature map and logits being given."""
+    """Runs a step of AdamW on the loss of the method.
+
+    The teacher's feature map and logits are given.
+    """
     student, network = student_of(config, arrays)
     options = loss_options(config, config["projector_map"])
     options.teacher_feature = "map"

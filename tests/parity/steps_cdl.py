@@ -1,4 +1,4 @@
-"""Runners of the CDL fixtures that train: single steps, and protocols of two tasks."""
+"""Runners of CDL fixtures that train: single steps, and protocols of two tasks."""
 
 from functools import partial
 
@@ -16,7 +16,10 @@ from tests.parity.programs_cdl import backbone, build, context, load, to_nhwc, t
 # Without the fusion pass: at the widths of the fixtures (12) it takes minutes over ReviewKD on a CPU.
 @partial(jax.jit, static_argnums=0, compiler_options={"xla_disable_hlo_passes": "fusion"})
 def train(update, variables, opt, batch, place):
-    """One step of an update: (variables, optimizer state), (loss, Outcome, gradients, learning rate)."""
+    """Runs one step of an update.
+
+    The step returns (variables, optimizer state), (loss, Outcome, gradients, learning rate).
+    """
     trained, rest = split(variables, update.trainable)
 
     def objective(trained):
@@ -34,7 +37,10 @@ def start(update, variables):
 
 
 def student_out(method, variables, images, teacher, place, train):
-    """The prompts that the scheme gives the student, class logits, the mean of both heads, and logits at test time."""
+    """Returns the student's prompts from the scheme, and logits.
+
+    The logits are those of the classes, the mean of both heads, and those at test time.
+    """
     inputs = method.models.scheme.student_inputs(variables["distill"], teacher, len(images), place, train)
     query = method.models.student.query(variables["student"], images)
     out = method.models.student(variables["student"], images, query, place, train, inputs=inputs)
@@ -50,7 +56,7 @@ def prompts(arrays, prefix):
 
 
 def teacher_outputs(config, arrays, ending, classes):
-    """Returns the teacher outputs that a case stores, in the form of our networks' outputs."""
+    """Returns the teacher outputs that a case stores, as our networks output them."""
     columns = slice(config["last_valid"], config["valid"])
     logits = arrays["in/teacher_logits_current" + ending]
     teacher = {"logits": np.zeros((len(logits), classes), np.float32)}
@@ -75,7 +81,10 @@ def steps_of(arrays):
 
 
 def unused(arrays):
-    """Parameters of the program that no computation reads, so that we have none: the deepest ReviewKD level's norm2."""
+    """Returns the norm2 of the deepest ReviewKD level.
+
+    No computation of the program reads these parameters, so that our networks have no such parameters.
+    """
     start = "param/ReviewKD_layers.abfs.0.norm2."
     return {name.removeprefix("param/"): array for name, array in arrays.items() if name.startswith(start)}
 

@@ -1,4 +1,6 @@
-"""Runners of the DKT fixtures that train: two steps with a teacher, two learners in turns, three at the same time.
+"""Runners of the DKT fixtures that train.
+
+The runners take two steps with a teacher, and train two learners in turns and three learners at the same time.
 
 Adam makes a full step of what rounding leaves of a gradient near zero, so that its steps are replayed in float64, as
 they were computed.
@@ -40,7 +42,10 @@ def terms(config, cl, st, teacher_logits, labels):
 
 
 def _optimizer(config):
-    """(clipping of gradients or nothing, the program's optimizer: Adam, AdamW or SGD with torch's defaults)."""
+    """Returns (clipping of gradients or nothing, the program's optimizer).
+
+    The optimizer is Adam, AdamW or SGD with torch's defaults.
+    """
     bound, rate, decay = config.get("clip_global_norm"), config["lr"], config.get("weight_decay")
     moments = (*config.get("betas", (0.9, 0.999)), config.get("eps", 1e-8))
     name = config.get("optimizer", "adam").lower()
@@ -53,13 +58,16 @@ def _optimizer(config):
 
 @partial(jax.jit, static_argnums=0)
 def _teacher_step(module, variables, images):
-    """(logits of a teacher in training mode, its variables with the running statistics that follow)."""
+    """Returns (training-mode teacher logits, variables with new running statistics)."""
     (logits, _), stats = apply(module, variables, images, True, _KEY)
     return logits[0] if isinstance(logits, tuple) else logits, {**variables, **stats}
 
 
 def _trainer(config, module):
-    """A compiled step: (variables, optimizer state), (named outputs, clipped gradients)."""
+    """Returns the optimizer and a compiled step.
+
+    The step returns (variables, optimizer state), (named outputs, clipped gradients).
+    """
     clip, adam = _optimizer(config)
 
     def loss(params, variables, images, labels, teacher_logits):
@@ -114,7 +122,10 @@ def run_taught(config, arrays):
 
 @jax.enable_x64(True)
 def run_peers(config, arrays):
-    """Two learners in turns, each the other's teacher; the statistics of whoever teaches move as in the program."""
+    """Trains two learners in turns, each the other's teacher.
+
+    The running statistics of the teacher move as in the program.
+    """
     # One state for both, which is the program's default, or one each.
     states = {name: part_of(arrays, f"param/{name}/") or part_of(arrays, "param/") for name in "AB"}
     state, module = states["A"], build(states["A"])
@@ -150,7 +161,10 @@ _LAYERS = {"backbone/first": ("w1", "b1"), "backbone/classifier": ("cl.w", "cl.b
 
 
 def run_simultaneous(config, arrays):
-    """The method itself: learners that train at the same time, each after the published snapshots of the others."""
+    """Runs the method itself: learners that train at the same time.
+
+    Each learner trains after the published snapshots of the others.
+    """
     options = configs.default("dkt", data="glyph_mini").dkt
     options.update(st_loss=config["st_loss"], temperature=float(config["T"]), kd_rel=float(config["kd_rel"]), replay=0)
     count, classes = config["n_learners"], config["num_classes"]

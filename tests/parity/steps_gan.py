@@ -1,7 +1,9 @@
-"""One iteration of `gan` by its own losses, updates and optimizers, with random numbers and teacher of a fixture.
+"""One iteration of `gan`, with the random numbers and the teacher of a fixture.
 
-It is computed in float64, as the fixtures are: in float32 rounding changes which values of `gan_step_biggan` a ReLU
-passes, and with them the gradient.
+The losses, updates and optimizers are those of `gan`.
+
+The iteration is computed in float64, as the fixtures are: in float32 rounding changes which values of
+`gan_step_biggan` a ReLU passes, and with them the gradient.
 """
 
 from dataclasses import dataclass
@@ -25,7 +27,10 @@ _DRAWS = ("translation_rows", "translation_columns", "cutout_rows", "cutout_colu
 
 
 class StandInTeacher:
-    """The teacher of the fixtures: `3 tanh(W m)`, m the means of 4 x 4 blocks, flattened channel first."""
+    """The teacher of the fixtures: `3 tanh(W m)`.
+
+    `m` has the means of 4 x 4 blocks, flattened channel first.
+    """
 
     def outputs(self, variables, images, context):
         batch, side, _, channels = images.shape
@@ -126,7 +131,10 @@ def initial_variables(method, config, arrays):
 
 
 def batches(arrays, d_steps, count):
-    """The batch of an iteration; entries of the discriminator's steps are behind each other, with an axis of halves."""
+    """Returns the batch of an iteration.
+
+    Entries of the discriminator's steps are concatenated. Entries of the augmentation have an axis of halves.
+    """
     augmentation = {
         name: jnp.concatenate([arrays[f"in/d{i}/{name}"].reshape(2, count).T for i in range(d_steps)])
         for name in _DRAWS

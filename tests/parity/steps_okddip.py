@@ -1,4 +1,4 @@
-"""Runners of the OKDDip fixtures that train: two steps of every method, and runs of four epochs."""
+"""Runners of OKDDip that train: two steps of every method, runs of four epochs."""
 
 from functools import partial
 
@@ -83,7 +83,7 @@ def _forward(method, train, variables, images, labels, place):
 
 
 def _logged(method, terms, logits, labels, prefix):
-    """Returns the values that the program logs for a batch, by its names for training (`train`) or test."""
+    """Returns the program's log of a batch, by its names for `train` or `test`."""
     ours = {f"{prefix}_loss": terms["loss"], f"{prefix}_true_loss": terms.get("true_loss", 0.0)}
     ours |= {
         f"{prefix}_group_loss": terms.get("group_loss", 0.0),
@@ -137,7 +137,10 @@ def _batches(arrays, start_):
 
 
 def unused(arrays, where):
-    """Parameters of the program that no computation reads, so that we have none: the gate of individual branches."""
+    """Returns the gate of individual branches.
+
+    No computation of the program reads these parameters, so that our networks have no such parameters.
+    """
     gate = [name for name in arrays if name.startswith(("param/control_v1.", "param/bn_v1."))]
     return {name.replace("param/", where): arrays[name] for name in gate}
 

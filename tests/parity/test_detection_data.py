@@ -1,4 +1,4 @@
-"""Targets, transforms and evaluation of detection equal those of the authors' code."""
+"""Detection's targets, transforms and evaluation equal those of the authors' code."""
 
 from tests.parity import runners_detection_data
 from tests.parity.replay import replay

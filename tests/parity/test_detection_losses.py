@@ -1,4 +1,4 @@
-"""Matching, losses, distillation and training steps of detection equal those of the authors' code."""
+"""Detection's matching, losses, distillation, training steps equal the authors'."""
 
 from tests.parity import runners_detection_losses
 from tests.parity.replay import replay

@@ -1,4 +1,4 @@
-"""The networks of detection equal those of the authors' code, in the plain form and on larger canvases."""
+"""Detection's networks equal the authors', in plain form and on larger canvases."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Networks, losses, augmentation and measures of generation equal those of the authors' code."""
+"""Generation's networks, losses, augmentation and measures equal the authors'."""
 
 from tests.parity import runners_generation
 from tests.parity.replay import replay

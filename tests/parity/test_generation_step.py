@@ -1,4 +1,7 @@
-"""An iteration of the GAN equals the authors': several discriminator steps share one optimizer state."""
+"""A GAN iteration equals the authors'.
+
+Several discriminator steps share one optimizer state.
+"""
 
 from tests.parity import steps_gan
 from tests.parity.replay import replay

@@ -1,4 +1,4 @@
-"""The runners of DKT's fixtures take every setting of their kinds: cases made here, with values from plain NumPy."""
+"""DKT's runners take every setting of their kinds: cases made here by plain NumPy."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,10 @@ def batch_norm(state, name, width):
 
 
 def res18(width, blocks, prefix="res18.", heads=("cl", "student")):
-    """A state of the authors' larger networks: `conv2_x.0.residual_function.0.weight` and so on."""
+    """Returns a state of the authors' larger networks.
+
+    A name is `conv2_x.0.residual_function.0.weight`, for example.
+    """
     state = {f"{prefix}conv1.0.weight": numbers(width, 3, 3, 3) / 5}
     batch_norm(state, f"{prefix}conv1.1", width)
     before = width

@@ -1,4 +1,4 @@
-"""The runner of OKDDip's epochs takes every method: an epoch over the batches of a case of single steps."""
+"""OKDDip's epoch runner takes every method: an epoch over a step case's batches."""
 
 import json
 

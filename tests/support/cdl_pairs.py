@@ -1,4 +1,7 @@
-"""Every learner and every scheme with the smallest options, and the pairs of them that a stream can have."""
+"""Every learner and every scheme with the smallest options, and their pairs.
+
+The pairs are those that a stream can have.
+"""
 
 from cdl_jax import config as configs
 from cdl_jax.methods import cdl

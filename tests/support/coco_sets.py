@@ -12,7 +12,10 @@ SIZES = ((40, 60), (64, 48), (50, 50))  # (height, width) of the images 9, 4 and
 
 
 def content():
-    """Returns the annotations of three images: image 4 has a crowd and two objects, 7 none, 9 one object."""
+    """Returns the annotations of three images.
+
+    Image 4 has a crowd and two objects, image 7 none, image 9 one object.
+    """
     images = [
         {"id": number, "file_name": f"{number:04d}.png", "height": height, "width": width}
         for number, (height, width) in zip((9, 4, 7), SIZES, strict=True)
@@ -28,9 +31,10 @@ def content():
 
 
 def content_with_segmentations():
-    """Returns `content` with polygons for 31 and 12, counts for the crowd 17, and compressed counts for 15.
+    """Returns `content` with a segmentation of each annotation.
 
-    Each covers its box, rounded up to pixels and cut at the image.
+    The objects 31 and 12 have polygons, the crowd 17 has counts, and the object 15 has compressed counts. Each covers
+    its box, rounded up to pixels and cut at the image.
     """
     records = content()
     box = np.zeros((64, 48), np.uint8, order="F")
@@ -50,7 +54,7 @@ def content_with_segmentations():
 
 
 def stream_of_three(root):
-    """Returns a stream with a task for each of the categories 3, 7 and 90, after writing its two sets.
+    """Writes two sets; returns their stream of a task for each category 3, 7 and 90.
 
     Image 4 has one target of each of 7 and 90, 7 one of 7, and 9 one of 3; the set is in the order 4, 7, 9.
     """

@@ -1,4 +1,7 @@
-"""Fakes of published data sets in their official layouts: folders and lists are real, images are empty files."""
+"""Fakes of published data sets in their official layouts.
+
+Folders and lists are real, images are empty files.
+"""
 
 import numpy as np
 from scipy import io
@@ -13,7 +16,10 @@ def touch(root, names):
 
 
 def class_folders(root, classes, *, train=2, test=1):
-    """Writes train/ and test/ with class folders, as PILOT distributes its sets; test=0: class folders alone."""
+    """Writes train/ and test/ with class folders, as PILOT distributes its sets.
+
+    test=0: class folders alone.
+    """
     if not test:
         touch(root, [f"{name}/{i}.jpg" for name in classes for i in range(train)])
         return

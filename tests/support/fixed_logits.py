@@ -18,7 +18,7 @@ from tests.support.methods import FixedMethod
 
 
 class RowSource:
-    """Loads images that are row numbers, so that a method's predictions can be looked up.
+    """Loads images that are row numbers, to look up a method's predictions.
 
     labels: int `[n]` of all rows.
     """

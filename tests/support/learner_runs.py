@@ -21,7 +21,10 @@ LABELS = np.repeat(np.arange(4, dtype=np.int32), [5, 4, 6, 4])  # two tasks of 9
 
 
 def make_stream(**options):
-    """Returns a stream of two tasks of noise; the images belong to two domains in turn."""
+    """Returns a stream of two tasks of noise.
+
+    The images belong to two domains in turn.
+    """
     images = np.random.default_rng(0).integers(0, 256, (len(LABELS), SIDE, SIDE, 3), np.uint8)
     split = Split(LABELS, images, domains=np.arange(len(LABELS), dtype=np.int32) % 2)
     data = Dataset("noise", tuple("abcd"), split, split, ("even", "odd"))
@@ -29,7 +32,10 @@ def make_stream(**options):
 
 
 def build(learner, distill="none", stream=None, **changes):
-    """Returns the experiment of a stream, by default `make_stream()`, with a learner and ViTs of two blocks."""
+    """Returns the experiment of a stream with a learner and ViTs of two blocks.
+
+    stream: `make_stream()` by default.
+    """
     config = base.default(
         "cdl", data="glyph_mini", learner=learner, distill=distill, teacher="mini_teacher", student="mini_student"
     )
@@ -47,7 +53,12 @@ def build(learner, distill="none", stream=None, **changes):
 
 
 def train(experiment, folder, steps=None):
-    """Trains both tasks; returns the results, the variables before and after, and whether task 1 compiled a program."""
+    """Trains both tasks.
+
+    Returns:
+        Namespace of the `results`, the mutable variables `before` and `after`, the `frozen` variables, and
+        `compiles_again`: whether task 1 compiled a program.
+    """
     mutable, frozen = jax.device_get(experiment.initial_variables())
     folder.mkdir(exist_ok=True)
     compiled, after_task, save = [], [], Checkpoints.save_task
@@ -66,7 +77,11 @@ def train(experiment, folder, steps=None):
 
 
 def take_steps(experiment, count):
-    """Returns the mutable variables before and after each of the first steps of task 0."""
+    """Takes the first steps of task 0.
+
+    Returns:
+        (mutable variables before the first step and after each step, frozen variables).
+    """
     steps = CompiledSteps(experiment)
     mutable, frozen = experiment.initial_variables()
     task, (phase, *_) = experiment.stream.tasks[0], experiment.method.phases

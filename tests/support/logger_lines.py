@@ -30,7 +30,10 @@ def run_info(folder: Path) -> base.RunInfo:
 
 
 def log_killed_and_resumed(module, folder: Path) -> None:
-    """Logs LINES twice: the first process is killed after four lines, and its last checkpoint has two of them."""
+    """Logs LINES twice, in a killed process and in the process that resumes it.
+
+    The first process is killed after four lines. Its last checkpoint has two of them.
+    """
     log_killed(module, folder)
     log_resumed(module, folder)
 

@@ -1,4 +1,7 @@
-"""Training steps of a method without data, mesh and trainer, for tests that compare variables."""
+"""Training steps of a method without data, mesh and trainer.
+
+They are for tests that compare variables.
+"""
 
 from functools import partial
 
@@ -11,7 +14,9 @@ quick = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0, 
 
 
 def train(method, variables, batches, places, phase=0):
-    """Takes one step on each batch; returns (variables, metrics) after each step, as NumPy arrays.
+    """Takes one step on each batch; returns (variables, metrics) after each step.
+
+    Both have NumPy arrays.
 
     Args:
         places: context of each step.

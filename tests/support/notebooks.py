@@ -16,7 +16,7 @@ def code_cells(path: Path) -> list[dict]:
 
 
 def stored_text(cell: dict) -> str:
-    """Returns the stored text of a cell's outputs, without images and the bar of a run."""
+    """Returns the stored text of a cell's outputs, without images and a run's bar."""
     outputs = [output for output in cell["outputs"] if output.get("name") != "stderr"]
     data = [output.get("data", {"text/plain": output.get("text", "")}) for output in outputs]
     texts = [item["text/plain"] for item in data if not {"image/png", WIDGET} & {*item}]
@@ -24,7 +24,10 @@ def stored_text(cell: dict) -> str:
 
 
 def execute(cell: dict, names: dict) -> str:
-    """Executes a cell in a namespace; returns what it prints, and its last expression, if that is not None."""
+    """Executes a cell in a namespace; returns its output.
+
+    The output is the printed text, and the last expression if that is not None.
+    """
     program = ast.parse("".join(cell["source"]))
     last = program.body.pop() if isinstance(program.body[-1], ast.Expr) else None
     with contextlib.redirect_stdout(io.StringIO()) as out:

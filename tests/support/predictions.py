@@ -1,4 +1,4 @@
-"""Compares the predictions of a run that is opened from Python with those of evaluation."""
+"""Compares the predictions of a run opened from Python with those of evaluation."""
 
 import shutil
 
@@ -12,7 +12,9 @@ from cdl_jax.training.state import position
 
 
 def restored(workdir, task, **changes):
-    """Returns what `--mode eval` evaluates with: evaluator, mutable and frozen variables, and the position.
+    """Returns (evaluator, mutable variables, frozen variables, position).
+
+    `--mode eval` evaluates with the same.
 
     changes: values of the config that differ from those of the run.
     """
@@ -27,7 +29,11 @@ def restored(workdir, task, **changes):
 
 
 def logits_of_evaluation(workdir, task, **changes):
-    """Returns the test images of the tasks up to `task`, `[n, height, width, 3]`, and each network's logits of them."""
+    """Returns the test images of the tasks up to `task`, and their logits.
+
+    Returns:
+        (images `[n, height, width, 3]`, network -> logits of the images).
+    """
     evaluator, mutable, frozen, at = restored(workdir, task, **changes)
     stream = evaluator.steps.experiment.stream
     parts = [evaluator.logits(mutable, frozen, one, at) for one in stream.tasks[: task + 1]]
@@ -36,7 +42,10 @@ def logits_of_evaluation(workdir, task, **changes):
 
 
 def check_equal(predicted, logits, seen):
-    """Compares `ClassPredictions` with logits of evaluation; `seen` is bool `[classes]`."""
+    """Compares `ClassPredictions` with logits of evaluation.
+
+    seen: bool `[classes]`.
+    """
     np.testing.assert_allclose(predicted.logits[:, seen], logits[:, seen], rtol=0, atol=1e-6)
     np.testing.assert_array_equal(predicted.labels, np.flatnonzero(seen)[logits[:, seen].argmax(axis=1)])
     assert np.isneginf(predicted.logits[:, ~seen]).all()

@@ -6,6 +6,9 @@ from cdl_jax.options import check, defaults
 
 
 def checked(name, declared, **changes):
-    """The section `name` with changed values, after the check that a config of a run passes."""
+    """Returns the section `name` with changed values.
+
+    The values pass the check of a run's config before.
+    """
     check(declared, changes, name)
     return ConfigDict(defaults(declared, **changes))

@@ -123,7 +123,10 @@ HEADS = {"": 0, "_st": 10, "_both": -4}
 
 
 def store_exchanging(folder, seed, amount, last, interval=1):
-    """Stores a run of two learners whose CL heads have the accuracies `last`, and whose ST heads have ten less."""
+    """Stores a run of two learners whose CL heads have the accuracies `last`.
+
+    Their ST heads have ten less, both heads together four more.
+    """
     folder.mkdir(exist_ok=True)
     config = {"seed": seed, "dkt": {"stream_seed": seed, "interval": interval, "teacher_runs": [f"runs/seed_{seed}"]}}
     accuracies = {f"learner_{i}{head}": value - less for i, value in enumerate(last) for head, less in HEADS.items()}

@@ -1,4 +1,6 @@
-"""A family of networks with a cut, which compile fast: dense layers and batch norms instead of convolutions.
+"""A family of networks with a cut, which compile fast.
+
+They have dense layers and batch norms instead of convolutions.
 
 `config.network.family` names it by its dotted path. Options: `widths`, the channels of stem and tail.
 """
@@ -22,7 +24,10 @@ torch_name = None
 
 
 class Stem(nn.Module):
-    """Every fourth pixel through a dense layer: `[batch, size, size, 3]` to `[batch, size / 4, size / 4, width]`."""
+    """Every fourth pixel through a dense layer.
+
+    Images `[batch, size, size, 3]` become maps `[batch, size / 4, size / 4, width]`.
+    """
 
     width: int
 
@@ -33,7 +38,10 @@ class Stem(nn.Module):
 
 
 class Tail(nn.Module):
-    """A dense layer, the mean over the map and a classifier: `[batch, height, width, channels]` to logits."""
+    """A dense layer, the mean over the map and a classifier.
+
+    Maps `[batch, height, width, channels]` become logits.
+    """
 
     width: int
     num_classes: int

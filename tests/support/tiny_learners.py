@@ -1,4 +1,7 @@
-"""Small learners beyond prompts, one of each kind: `config.learner.name=tests.support.tiny_learners`."""
+"""Small learners beyond prompts, one of each kind.
+
+`config.learner.name=tests.support.tiny_learners` selects them.
+"""
 
 from typing import ClassVar
 
@@ -19,7 +22,10 @@ MEMORY = 0.75  # weight of the old moving average
 
 
 class LoRA(Learner):
-    """Adds A B to the kernel of queries, keys and values: `a` `[depth, dim, rank]`, `b` `[depth, rank, 3 dim]`."""
+    """Adds A B to the kernel of queries, keys and values.
+
+    Parameters: `a` `[depth, dim, rank]`, `b` `[depth, rank, 3 dim]`.
+    """
 
     uses_query: ClassVar[bool] = False
 
@@ -39,7 +45,7 @@ class LoRA(Learner):
 
 
 class Adapters(Learner):
-    """Scales the output of the attention of each block, and adds a bottleneck to its MLP."""
+    """Scales the output of each block's attention, and adds a bottleneck to its MLP."""
 
     uses_query: ClassVar[bool] = False
 
@@ -68,7 +74,10 @@ def with_bottleneck(kernels, x, y):
 
 
 class RidgeHead(FittedHead):
-    """Ridge regression from features to one-hot labels; `kernel` `[width, classes]` is state."""
+    """Ridge regression from features to one-hot labels.
+
+    `kernel` `[width, classes]` is state.
+    """
 
     num_classes: int
 
@@ -123,7 +132,10 @@ class Biases(Learner):
 
 
 class Ensemble(Adapters):
-    """Predicts with the trained adapters and with their moving average, and averages the probabilities."""
+    """Predicts with the trained adapters and with their moving average.
+
+    The prediction is the average of the probabilities of both.
+    """
 
     @nn.nowrap
     def init_variables(self, key, query, backbone):
@@ -162,7 +174,10 @@ class Concatenated(Adapters):
 
 
 class OneStage(Learner):
-    """Selects the prompt of the last block by the class token at its input, in the same pass."""
+    """Selects the prompt of the last block by the class token at its input.
+
+    Selection and prediction share one forward pass.
+    """
 
     uses_query: ClassVar[bool] = False
 

@@ -1,4 +1,7 @@
-"""A user's family of networks that compiles quickly: `config.student.family=tests.support.tiny_network`."""
+"""A user's family of networks that compiles quickly.
+
+`config.student.family=tests.support.tiny_network` selects it.
+"""
 
 import flax.linen as nn
 

@@ -91,7 +91,9 @@ def evaluation_rows(n: int, groups: int, group_size: int, processes: int = 1) ->
 
 
 def draw(seed: int, purpose: tuple[int, ...], row: int, size: Size, options: Mapping[str, Any]) -> transforms.Draws:
-    """Draws the choices for a training image, a pure function of seed, purpose and row.
+    """Draws the choices for a training image.
+
+    A pure function of its arguments.
 
     Args:
       seed: of the run.
@@ -163,7 +165,9 @@ def canvases_for(
 
 
 def largest_size(data: DetectionSet, options: Mapping[str, Any], *, training: bool) -> Size:
-    """Returns the largest height and the largest width of transformed images, also if of different images.
+    """Returns the largest height and the largest width of transformed images.
+
+    They may be those of different images.
 
     Args:
       data: the images.

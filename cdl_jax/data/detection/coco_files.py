@@ -1,4 +1,6 @@
-"""Reads images with annotated boxes in the layout of COCO: a folder of images and a JSON file.
+"""Reads images with annotated boxes in the layout of COCO.
+
+The layout is a folder of images and a JSON file:
 
     ROOT/train2017/*.jpg
     ROOT/annotations/instances_train2017.json
@@ -128,7 +130,10 @@ class DetectionSet:
 
     @functools.cached_property
     def trainable(self) -> np.ndarray:
-        """Whether objects are targets, bool `[m]`: no crowds, and boxes with an extent inside of the image."""
+        """Whether each object is a target, bool `[m]`.
+
+        A target is no crowd, and its box has an extent inside of the image.
+        """
         corners = clipped_corners(self.objects.boxes, self.sizes[self.objects.rows])
         return ~self.objects.crowds & has_extent(corners)
 
@@ -164,7 +169,9 @@ def prepare_targets(
     size: Sequence[int],
     masks: np.ndarray | None = None,
 ) -> Targets:
-    """Returns the targets of an image: without crowds, clipped to the image, with an extent.
+    """Returns the targets of an image.
+
+    Boxes are clipped to the image. Crowds, and boxes without an extent in the image, are left out.
 
     >>> boxes = np.array([[-2.0, 1.0, 5.0, 5.0], [8.0, 0.0, 3.0, 3.0]])
     >>> prepare_targets(boxes, np.array([7, 7]), np.array([25.0, 9.0]), np.zeros(2, bool), (4, 8)).boxes.tolist()

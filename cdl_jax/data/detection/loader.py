@@ -1,4 +1,7 @@
-"""Decodes and transforms images with boxes in threads, and delivers batches of static shapes to the compiled steps."""
+"""Delivers batches of images with boxes, of static shapes, to the compiled steps.
+
+Threads decode and transform the images.
+"""
 
 import itertools
 from collections.abc import Iterator, Mapping
@@ -37,9 +40,9 @@ class Sample(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class DetectionLoader:
-    """Delivers batches of images with targets, padded to a canvas and to one number of objects.
+    """Delivers batches of images with targets, padded to static shapes.
 
-    A batch of N images is a dict:
+    Images are padded to a canvas, and targets to one number of objects. A batch of N images is a dict:
 
         images          uint8   [N, Hc, Wc, 3]    each image at the top left of the canvas, zeros around it
         sizes           int32   [N, 2]            (height, width) of the image after its transform
@@ -283,7 +286,9 @@ def _check_label_maps(data):
 
 @dataclass(frozen=True, eq=False)
 class StreamLoader:
-    """Delivers the batches of a detection stream; has the interface of `data.loaders.HostLoader`.
+    """Delivers the batches of a detection stream.
+
+    The interface is that of `data.loaders.HostLoader`.
 
     sets: a loader for each task. They have the same images and differ in their objects. Evaluation uses the first.
     data: empty; the images come with each batch.
@@ -349,7 +354,9 @@ class StreamLoader:
         return {**host_batch, "images": images}
 
     def check_image(self, row: int, part: str) -> None:
-        """Prepares one image, to find a mistake before the first step; arguments as in `HostLoader.check_image`.
+        """Prepares one image, to find a mistake before the first step.
+
+        The arguments are those of `HostLoader.check_image`.
 
         Raises:
           UserError: as in `DetectionLoader.load`.

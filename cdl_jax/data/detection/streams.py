@@ -1,4 +1,4 @@
-"""Divides sets of images with boxes into tasks by category: class-incremental detection.
+"""Divides images with boxes into tasks by category: class-incremental detection.
 
 An image belongs to each task of which it has an object. In a task, objects of other tasks have no annotation, so the
 same image shows them as background. With `data.task_sizes` this is the protocol of the divisions 10+10, 15+5 and 19+1
@@ -29,9 +29,9 @@ _OF_LABELS = ("domains", "max_train", "max_train_per_class", "max_test_per_class
 
 @dataclass(frozen=True, eq=False)
 class DetectionStream:
-    """Tasks over two sets of images with boxes; has the interface of `data.stream.Stream`.
+    """Tasks over two sets of images with boxes.
 
-    Labels of boxes are category ids.
+    The interface is that of `data.stream.Stream`. Labels of boxes are category ids.
 
     name: of the data set.
     class_names: of the categories, in stream order.
@@ -61,7 +61,10 @@ class DetectionStream:
         return len(self.tasks)
 
     def train_sets(self) -> tuple[DetectionSet, ...]:
-        """Returns the training set of each task: all images, with the objects of the task alone."""
+        """Returns the training set of each task.
+
+        Each set has all images, with the objects of its task alone.
+        """
         labels, rows = self.train.objects.labels, np.arange(len(self.train))
         masks = [np.isin(labels, task.classes) for task in self.tasks]
         return tuple(self.train if mask.all() else self.train.select(rows, mask) for mask in masks)
@@ -69,7 +72,10 @@ class DetectionStream:
 
 @dataclass(frozen=True, eq=False)
 class DetectionData:
-    """A data set for detection as a source loads it; both sets have the same categories."""
+    """A data set for detection as a source loads it.
+
+    The training and the test set have the same categories.
+    """
 
     name: str
     train: DetectionSet
@@ -131,7 +137,10 @@ def _rows(data, classes, num_tasks):
 
 
 def _check_objects(data, task, names):
-    """Refuses a task without a training image, or without an object on which to measure it."""
+    """Raises UserError if a task has no target in the training or the test set.
+
+    Such a task has no training image, or no object on which to measure it.
+    """
     for part, rows in ((data.train, task.train), (data.test, task.test)):
         has_objects = (part.trainable & np.isin(part.objects.labels, task.classes)).any()
         if not (len(rows) and has_objects):

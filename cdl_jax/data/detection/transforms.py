@@ -1,4 +1,6 @@
-"""Resizes, flips and crops images with boxes on the host, as ViDT's training and evaluation do.
+"""Resizes, flips and crops images with boxes on the host.
+
+The transforms are those of ViDT's training and evaluation.
 
 Pixels are resized by Pillow's bilinear filter with antialiasing. The random numbers of an image are drawn before it is
 decoded, from its size alone, so all processes of a run compute the sizes of a batch without its pixels.
@@ -200,7 +202,7 @@ def transform_test(
 
 
 def relative_boxes(boxes: np.ndarray, size: Size) -> np.ndarray:
-    """Converts corners in pixels to (center x, center y, width, height) relative to an image.
+    """Converts corners in pixels to boxes relative to an image.
 
     >>> relative_boxes(np.array([[0.0, 0.0, 4.0, 2.0]], np.float32), (8, 8)).tolist()
     [[0.25, 0.125, 0.5, 0.25]]
@@ -208,6 +210,9 @@ def relative_boxes(boxes: np.ndarray, size: Size) -> np.ndarray:
     Args:
       boxes: float32 `[k, 4]`, (x0, y0, x1, y1).
       size: (height, width) of the image in pixels.
+
+    Returns:
+      float32 `[k, 4]`, (center x, center y, width, height).
     """
     low, high = np.split(boxes, 2, axis=1)
     scale = np.array([size[1], size[0]] * 2, np.float32)
@@ -215,7 +220,9 @@ def relative_boxes(boxes: np.ndarray, size: Size) -> np.ndarray:
 
 
 def normalize(images: jax.Array, sizes: jax.Array, options: Mapping[str, Any]) -> jax.Array:
-    """Subtracts the mean and divides by the standard deviation; padding becomes 0. Jittable.
+    """Subtracts the mean and divides by the standard deviation; jittable.
+
+    Padding becomes 0.
 
     Args:
       images: uint8 `[batch, height, width, 3]`, each image at the top left of a canvas.

@@ -1,4 +1,6 @@
-"""Reads the official files of CIFAR-10 and CIFAR-100: python or binary, as an archive or unpacked.
+"""Reads the official files of CIFAR-10 and CIFAR-100.
+
+The files are python or binary ones, in an archive or unpacked.
 
 Python files are pickles. The reader builds arrays of numbers and plain containers only (see `pickles`), so a forged
 file cannot run code. Archives are read in memory; nothing is written to disk.
@@ -131,7 +133,10 @@ def _read_archive(archive, layouts, remedy) -> Iterator[tuple[str, bytes]]:
 
 
 class _Array:
-    """A placeholder of an array in a pickle, so that NumPy's own `__setstate__` never gets the file's bytes."""
+    """A placeholder of an array in a pickle.
+
+    NumPy's own `__setstate__` therefore never receives the file's bytes.
+    """
 
     def __init__(self, as_bytes):
         self._as_bytes = as_bytes
@@ -155,7 +160,7 @@ class _NumberType:
 
 
 def _allowed_names():
-    """Returns the names that pickles of arrays of numbers refer to, with their replacements."""
+    """Returns the names that pickles of number arrays refer to, with replacements."""
     as_bytes = functools.cache(lambda text: text.encode("latin1"))  # one copy, however often a pickle refers to it
     array, encode = lambda *_: _Array(as_bytes), lambda text, *_: as_bytes(text)
     return {
@@ -218,7 +223,10 @@ def _read_pickles(where, files, layout, contents):
 
 
 def _read_records(where, files, layout, contents):
-    """Returns the same as `_read_pickles`. A record has label bytes, then red, green and blue planes."""
+    """Returns the same as `_read_pickles`.
+
+    A record has label bytes, then red, green and blue planes.
+    """
     for file in files:
         if len(contents[file]) % (layout.label_bytes + _PIXELS):
             raise UserError(f"{where}: {file} does not end with a complete record; it is truncated or not a CIFAR file")

@@ -149,9 +149,9 @@ def _repair_tiles(image) -> list[Any]:
 
 
 def _low_bytes(image) -> tuple[list[Any], list[int]] | None:
-    """Returns the tiles and the channels that decode the low bytes of 16-bit colors; None for other images.
+    """Returns the tiles and channels that decode the low bytes of 16-bit colors.
 
-    Pillow by itself decodes the high bytes alone.
+    The result is None for other images. Pillow by itself decodes the high bytes alone.
     """
     if image.format not in ("PNG", "TIFF") or not image.tile:
         return None
@@ -176,7 +176,10 @@ def _with_rawmode(tile, rawmode):
 
 
 def _depth(image) -> tuple[int, bool]:
-    """Returns the white level of an integer image, and whether another scale is as likely."""
+    """Returns the white level of an integer image, and whether it is uncertain.
+
+    The level is uncertain if another scale is as likely.
+    """
     if image.format != "TIFF":
         return scaling.WHITE, False  # PNG has 16 bits; Pillow scales PGM to 16 bits
     bits = image.tag_v2.get(_BITS, (16,))[0]

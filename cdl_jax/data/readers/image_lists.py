@@ -125,7 +125,9 @@ def read_list(path: Path) -> Parts:
 
 
 def _find_split_column(path, rows, columns, header) -> int | None:
-    """Returns the column of the split, None if there is none; logs the names of unused columns.
+    """Returns the column of the split, None if there is none.
+
+    The names of unused columns are logged.
 
     Raises:
       UserError: two columns have splits, or a column has splits in other words.
@@ -160,9 +162,10 @@ def _find_split_column(path, rows, columns, header) -> int | None:
 
 
 def read_part_list(path, folder, known, skipped):
-    """Returns the classes of a folder without class folders, by a list of `file label`.
+    """Returns the classes of a folder without class folders.
 
-    Labels are names of training classes, or their positions in sorted order from 0.
+    The classes are read from a list of `file label`. Labels are names of training classes, or their positions in sorted
+    order from 0.
 
     Raises:
       UserError: an image is listed with two labels or missing, a name has two files, or a label is unknown.
@@ -214,7 +217,10 @@ def read_part_list(path, folder, known, skipped):
 
 
 def _without_boxes(label: str) -> str:
-    """Returns the class of Kaggle's `class x y x y class x y x y`, and other labels without blanks at their ends."""
+    """Returns the class of a label of Kaggle's form `class x y x y class x y x y`.
+
+    Any other label is returned without blanks at its ends.
+    """
     words = label.split()
     numbers = [word for position, word in enumerate(words) if position % 5]
     is_boxes = len(words) % 5 == 0 and {*words[::5]} == {*words[:1]}
@@ -222,10 +228,11 @@ def _without_boxes(label: str) -> str:
 
 
 def _read_table(path):
-    """Returns the rows of a list with line numbers, the columns of file, label and split, and the names of columns.
+    """Returns the rows of a list, three column numbers, and the names of columns.
 
-    The split column is None if no name is that of a split. The names are empty if the first line has none. Text files
-    without commas or tabs have a space before the label.
+    Rows have line numbers. The column numbers are those of file, label and split. The split column is None if no name
+    is that of a split. The names are empty if the first line has none. Text files without commas or tabs have a space
+    before the label.
     """
     text = load_text(path)
     try:

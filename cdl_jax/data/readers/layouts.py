@@ -1,7 +1,7 @@
-"""Finds the classes and images of a folder, an archive or a list, in the layouts of common data sets.
+"""Finds the classes and images of a folder, an archive or a list.
 
-Each layout returns `{part: {class: images}}`. The parts are "train", "test" and "val"; the part "" has images
-without a split. Classes are in the order of their labels.
+The layouts are those of common data sets. Each layout returns `{part: {class: images}}`. The parts are "train", "test"
+and "val"; the part "" has images without a split. Classes are in the order of their labels.
 """
 
 import os
@@ -89,7 +89,9 @@ def _has_class_folders(folder) -> bool:
 
 
 def _top_of(tree, skipped):
-    """Returns the folder of an archive that has the layout: folders above it that have nothing else are left out.
+    """Returns the folder of an archive that has the layout.
+
+    The folders above it are left out: each has no other folder, and its images are skipped.
 
     Raises:
       UserError: a folder may be a class or the top.
@@ -161,7 +163,10 @@ def _count_images(tree) -> int:
 
 
 def _rename_hint(names) -> str:
-    """Returns which folders to rename to train, test or val; "" if none has a name like these."""
+    """Returns which folders to rename to train, test or val.
+
+    The text is empty if no folder has a name like these.
+    """
     others = [name for name in names if name not in _PARTS and name.lower() in image_lists.SPLITS]
     return ", ".join(f"rename {name}/ to {image_lists.SPLITS[name.lower()]}/" for name in others)
 
@@ -207,7 +212,9 @@ def _read_part(folder, root, part, known, skipped):
 
 
 def _read_class_folders(folder, skipped, names=None):
-    """Returns the images of each class folder; those of Tiny-ImageNet are in `<class>/images/`.
+    """Returns the images of each class folder.
+
+    Those of Tiny-ImageNet are in `<class>/images/`.
 
     names: of the class folders; None: all folders.
 

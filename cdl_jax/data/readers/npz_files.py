@@ -1,4 +1,4 @@
-"""Reads and writes `.npz` files of users, and converts their arrays of labels and images."""
+"""Reads and writes `.npz` files of users, and converts their labels and images."""
 
 import io
 import logging
@@ -162,7 +162,9 @@ def rgb(images: np.ndarray, *, what: str) -> np.ndarray:
 
 
 def rgb_by_one_rule(arrays: Mapping[str, np.ndarray], *, where: str = "") -> list[np.ndarray]:
-    """Converts arrays of images like `rgb`, with one scale for all, such as the training and the test images.
+    """Converts arrays of images like `rgb`, with one scale for all.
+
+    Examples are the training and the test images.
 
     Args:
       arrays: images by name, for messages.

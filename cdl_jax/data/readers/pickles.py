@@ -1,7 +1,8 @@
-"""Reads untrusted pickles: plain containers and the names that a reader allows; other names are refused.
+"""Reads untrusted pickles: plain containers and the names that a reader allows.
 
-The reader is Python's own unpickler in Python, with few of its instructions. The one in C allocates memory for any memo
-index in the file. It also hashes any key: nested tuples as a key take unlimited time, or all of the stack.
+Other names are refused. The reader is Python's own unpickler in Python, with few of its instructions. The one in C
+allocates memory for any memo index in the file. It also hashes any key: nested tuples as a key take unlimited time, or
+all of the stack.
 """
 
 import io
@@ -27,7 +28,10 @@ _NAMES = {ord(opcode.code): opcode.name for opcode in pickletools.opcodes}
 
 
 class _Instructions(dict):
-    """Handlers of the instructions; counts lookups, because one byte can allocate a hundred bytes of memory."""
+    """Handlers of the instructions, with a limit on the number of lookups.
+
+    Lookups are counted, because one byte can allocate a hundred bytes of memory.
+    """
 
     left = _MAX_INSTRUCTIONS
 

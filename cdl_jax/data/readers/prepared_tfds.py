@@ -1,4 +1,7 @@
-"""Reads data sets that TensorFlow Datasets prepared as array_record, without TensorFlow and without downloads."""
+"""Reads data sets that TensorFlow Datasets prepared as array_record.
+
+The data sets are read without TensorFlow and without downloads.
+"""
 
 from collections.abc import Sequence
 from typing import Any

@@ -54,7 +54,9 @@ def white_level(values: np.ndarray) -> float | None:
 
 
 def scale(values: np.ndarray, white: float) -> np.ndarray:
-    """Returns values in [0, white] as uint8 in [0, 255], a part at a time. uint8 is returned as it is for white 255.
+    """Scales values in [0, white] to uint8 in [0, 255], a part at a time.
+
+    uint8 is returned as it is for white 255.
 
     >>> scale(np.array([0, 2, 4]), 4).tolist()
     [0, 128, 255]

@@ -1,4 +1,7 @@
-"""Lists the images of a tar archive once, then reads each by its offset, without unpacking."""
+"""Lists the images of a tar archive once, then reads each by its offset.
+
+The archive is not unpacked.
+"""
 
 import os
 import tarfile
@@ -25,7 +28,10 @@ _RECORDS_ABOUT_NEXT = (
 
 
 class _Entry(tarfile.TarInfo):
-    """A header of a member; refuses records that tarfile would read into memory whatever their size."""
+    """A header of a member; refuses records of unlimited size.
+
+    tarfile would read such records into memory whatever their size.
+    """
 
     def _proc_member(self, archive):
         if self.type == tarfile.GNUTYPE_SPARSE or (self.type in _RECORDS_ABOUT_NEXT and self.size > _MAX_NAME):
@@ -72,7 +78,9 @@ class Member(NamedTuple):
 
 
 class ArchivePath:
-    """A file or folder of an archive, with the methods of `pathlib.Path` that layouts need.
+    """A file or folder of an archive.
+
+    It has the methods of `pathlib.Path` that layouts need.
 
     Args:
       archive: path of the archive.
@@ -107,7 +115,10 @@ class ArchivePath:
         return isinstance(self.entry, Member)
 
     def list_entries(self, skipped: SkippedFiles) -> tuple[list[str], list[str]]:
-        """Returns the names of the folders and of the images, both sorted, as `image_files.list_entries` does."""
+        """Returns the names of the folders and of the images, both sorted.
+
+        `image_files.list_entries` returns the same for a folder on disk.
+        """
         folders, images = [], []
         for name, entry in sorted(self.entry.items()):
             if isinstance(entry, dict):
@@ -120,7 +131,10 @@ class ArchivePath:
 
 
 def list_entries(folder: Path | ArchivePath, skipped: SkippedFiles) -> tuple[list[str], list[str]]:
-    """Returns the names of the folders and of the images in a folder on disk or in an archive, both sorted."""
+    """Returns the names of the folders and of the images, both sorted.
+
+    The folder is on disk or in an archive.
+    """
     return (
         folder.list_entries(skipped) if isinstance(folder, ArchivePath) else image_files.list_entries(folder, skipped)
     )
@@ -176,7 +190,10 @@ def _split_name(name):
 
 
 def _insert(tree, names, member) -> bool:
-    """Adds a file, or a folder if `member` is None, to a tree; returns False if its place is taken."""
+    """Adds a file or a folder to a tree; returns False if its place is taken.
+
+    member: the file; None: a folder.
+    """
     *folders, last = names if member else [*names, ""]
     for folder in folders:
         tree = tree.setdefault(folder, {})
@@ -190,7 +207,9 @@ def _insert(tree, names, member) -> bool:
 
 
 def _members(file, path, start: int, end: int) -> Iterator[tuple[str, str, Any]]:
-    """Yields (name, kind, content) of the members of the archive at `start`, and of the archives in it.
+    """Yields (name, kind, content) of the members of the archive at `start`.
+
+    Archives in this archive yield their members too.
 
     Kinds: "file" with (offset, size), "folder" with None, "link" with the name of its file, "other" with a reason to
     skip it.
@@ -247,7 +266,10 @@ def _members(file, path, start: int, end: int) -> Iterator[tuple[str, str, Any]]
 
 
 def _other_kind(first, path) -> str:
-    """Returns what a file is that is no archive, and what to do; "" if that is unknown."""
+    """Returns what a file is that is no archive, and what to do.
+
+    The text is empty if the kind of the file is unknown.
+    """
     text = first.lstrip(b"\xef\xbb\xbf \r\n\t")
     if first.startswith(b"PK") and path.suffix.lower() == ".npz":
         return "is an .npz: read it by --config.data.name=arrays"

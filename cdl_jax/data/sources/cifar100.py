@@ -1,4 +1,4 @@
-"""Loads CIFAR-100 with its 100 fine classes from the official python or binary files."""
+"""Loads CIFAR-100 (100 fine classes) from the official python or binary files."""
 
 from collections.abc import Mapping
 from typing import Any

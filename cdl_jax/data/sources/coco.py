@@ -33,7 +33,13 @@ _MAX_OBJECTS = 99  # of a placeholder; no image of COCO has 100 objects
 
 
 class _Sizes(NamedTuple):
-    """The size of a published set: category ids, training and test images, and the usual (height, width)."""
+    """The size of a published set.
+
+    name: of the set.
+    ids: category ids.
+    num_train, num_test: numbers of training and test images.
+    image_size: the usual (height, width) in pixels.
+    """
 
     name: str
     ids: Sequence[int]
@@ -71,7 +77,10 @@ def load(options: Mapping[str, Any]) -> DetectionData:
 
 
 def placeholder(options: Mapping[str, Any]) -> DetectionData:
-    """Returns sets without images, to plan a run: of the size of VOC 2007 for its part trainval, else of COCO 2017."""
+    """Returns sets without images, to plan a run.
+
+    They have the size of VOC 2007 for its part trainval, else of COCO 2017.
+    """
     sizes = _VOC_2007 if options["train_part"] == "trainval" else _COCO_2017
     train = _without_images("train", sizes, sizes.num_train)
     if options["segmentations"]:
@@ -81,7 +90,10 @@ def placeholder(options: Mapping[str, Any]) -> DetectionData:
 
 
 def _without_images(name, sizes, n) -> DetectionSet:
-    """Returns a set with one object in each image, and the most objects of COCO in the last."""
+    """Returns a set with one object in each image.
+
+    The last image has the most objects of an image of COCO.
+    """
     rows = np.concatenate([np.arange(n), np.full(_MAX_OBJECTS - 1, n - 1)]).astype(np.int32)
     labels = np.resize(sizes.ids, len(rows)).astype(np.int32)
     height, width = sizes.image_size

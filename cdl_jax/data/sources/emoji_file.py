@@ -1,4 +1,6 @@
-"""Loads a file of color emoji, as drawn by different vendors; see `cdl_jax.data.tools.make_emoji`.
+"""Loads a file of color emoji, as drawn by different vendors.
+
+`cdl_jax.data.tools.make_emoji` makes the file.
 
 With `label="identity"` the classes are the emoji, and the drawings of one vendor are the test set: a new style. With
 `label="subgroup"` the classes are the Unicode subgroups (faces, fruit, tools), and the test set has emoji that are not
@@ -88,7 +90,11 @@ def placeholder(options: Mapping[str, Any]) -> Dataset:
 
 
 def _by_identity(options, subgroup, vendor, emoji, subgroups, vendors, names):
-    """Returns (class of each image, -1 to leave it out; names of classes; whether the image is a test image)."""
+    """Splits the images by vendor; the classes are the emoji.
+
+    Returns:
+      (class of each image, -1 to leave it out; names of classes; whether the image is a test image).
+    """
     del subgroup, subgroups
     if options["test_vendor"] not in vendors:
         raise UserError(f"data.test_vendor={options['test_vendor']!r}: the file has {', '.join(map(str, vendors))}")

@@ -1,4 +1,7 @@
-"""Loads images of yours: from class folders, lists, or tar archives without unpacking."""
+"""Loads images of yours from class folders, lists, or tar archives.
+
+Archives are read without unpacking.
+"""
 
 import os
 from collections.abc import Mapping

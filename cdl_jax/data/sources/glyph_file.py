@@ -1,4 +1,7 @@
-"""Loads a file of character images (Split-Glyph), which `cdl_jax.data.tools.make_glyphs` makes from fonts."""
+"""Loads a file of character images (Split-Glyph).
+
+`cdl_jax.data.tools.make_glyphs` makes the file from fonts.
+"""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,6 +1,7 @@
-"""Loads small images of characters in many typefaces, which are part of cdl_jax: the data of the quick start.
+"""Loads small images of characters in many typefaces, the data of the quick start.
 
-Test typefaces are not in the training set. `cdl_jax.data.tools.make_glyphs` drew the images from freely licensed fonts.
+The images are part of cdl_jax. Test typefaces are not in the training set. `cdl_jax.data.tools.make_glyphs` drew the
+images from freely licensed fonts.
 """
 
 from collections.abc import Mapping

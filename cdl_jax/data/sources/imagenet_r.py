@@ -1,4 +1,7 @@
-"""Loads ImageNet-R, 200 classes of renditions, from the unpacked folder with one of two published splits."""
+"""Loads ImageNet-R, 200 classes of renditions, with one of two published splits.
+
+The images are read from the unpacked folder.
+"""
 
 import gzip
 import json
@@ -66,7 +69,10 @@ def placeholder(options: Mapping[str, Any]) -> Dataset:
 
 
 def _read_published_split(root, label_of_wnid, test, train_size):
-    """Returns (train, test), names `<wnid>/<file>`; all images outside the test list are training images."""
+    """Returns (train, test), names `<wnid>/<file>` of images.
+
+    All images outside the test list are training images.
+    """
     present = [
         f"{wnid}/{name}"
         for wnid in sorted(label_of_wnid, key=label_of_wnid.get)
@@ -113,7 +119,10 @@ def _split(root, files, label_of_wnid):
 
 
 def _class_names(root, wnids):
-    """Returns the class names of the data set's README, or WordNet ids if it is missing."""
+    """Returns the class names of the data set's README.
+
+    A class without a name there has its WordNet id as the name.
+    """
     readme = root / "README.txt"
     text = readme.read_text(encoding="utf-8", errors="replace") if readme.is_file() else ""
     names = dict(re.findall(r"^(n\d{8})[ \t:,]+(\S.*?)\s*$", text, flags=re.MULTILINE))

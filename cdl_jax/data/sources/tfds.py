@@ -53,7 +53,10 @@ def load(options: Mapping[str, Any]) -> Dataset:
 
 
 def _without_empty(dataset):
-    """Returns a data set without classes that have no image in either split (ImageNet-R: 800 of 1,000 names)."""
+    """Returns a data set without the classes that have no image in either split.
+
+    ImageNet-R has 800 such classes of 1,000 names.
+    """
     labels = [split.labels for split in (dataset.train, dataset.test)]
     present = np.unique(np.concatenate(labels))
     logging.getLogger("cdl_jax").warning(

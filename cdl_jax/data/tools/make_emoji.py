@@ -35,7 +35,12 @@ _LIST = "emoji-datasource"
 
 @dataclass(frozen=True)
 class Emoji:
-    """A short name, a Unicode subgroup, and the code points as in vendors' file names: `1f44b`, `0023-20e3`."""
+    """An emoji of `emoji-datasource`.
+
+    name: the short name.
+    subgroup: the Unicode subgroup.
+    code: the code points as in vendors' file names: `1f44b`, `0023-20e3`.
+    """
 
     name: str
     subgroup: str
@@ -176,12 +181,18 @@ def _content_error(path, package):
 
 
 def _normalize_code(code):
-    """Returns code points in lower case without FE0F, which only selects the image style instead of text."""
+    """Returns code points in lower case without FE0F.
+
+    FE0F only selects the image style instead of text.
+    """
     return "-".join(point for point in code.lower().split("-") if point != "fe0f")
 
 
 def _svg(icon):
-    """Returns the document around an icon's `body`; the default box is 0 0 16 16, as in iconify."""
+    """Returns the SVG document around an icon's `body`.
+
+    The default box is 0 0 16 16, as in iconify.
+    """
     box = (icon.get("left", 0), icon.get("top", 0), icon.get("width", 16), icon.get("height", 16))
     return (
         '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '

@@ -1,10 +1,10 @@
-"""Makes a small detection set of characters on colored backgrounds, in the layout of COCO.
+"""Makes a small detection set of characters in the layout of COCO.
 
     python -m cdl_jax.data.tools.make_glyph_scenes --out DIR [--glyphs glyph100.npz]
 
-Each image has 1 to 5 characters of ten classes, whose category ids have gaps as in COCO. Validation images have
-characters of typefaces that no training image has. Each image is a function of the seed, its split and its index:
-a smaller set is the beginning of a larger one.
+Each image has 1 to 5 characters on a colored background. The characters are of ten classes, whose category ids have
+gaps as in COCO. Validation images have characters of typefaces that no training image has. Each image is a function of
+the seed, its split and its index: a smaller set is the beginning of a larger one.
 """
 
 import argparse
@@ -194,7 +194,11 @@ def _background(rng, height, width):
 
 
 def _scaled(rng, images):
-    """Returns one of the images of a character at a random size, float64 `[height, width]` in [0, 1]."""
+    """Returns one of the images of a character at a random size.
+
+    Returns:
+      float64 `[height, width]` in [0, 1].
+    """
     from PIL import Image
 
     image = images[rng.integers(len(images))]
@@ -205,7 +209,10 @@ def _scaled(rng, images):
 
 
 def _free_box(rng, shape, size, boxes):
-    """Returns a random box (x, y, width, height) that hardly overlaps others; None after `_TRIES` failures."""
+    """Returns a random box (x, y, width, height) that hardly overlaps others.
+
+    The result is None after `_TRIES` failures.
+    """
     for _ in range(_TRIES):
         y, x = (int(rng.integers(0, full - side, endpoint=True)) for full, side in zip(size, shape, strict=True))
         box = (x, y, shape[1], shape[0])

@@ -1,4 +1,6 @@
-"""Transforms images: crop, shift, flip, resize and normalize, in a compiled step on the device or on the host.
+"""Transforms images: crop, shift, flip, resize and normalize.
+
+The transforms run in a compiled step on the device, or on the host.
 
 On the device, `transform_train` and `transform_test` take uint8 `[batch, height, width, 3]` to float32
 `[batch, size, size, 3]`. On the host, `transform_train_image` and `transform_test_image` follow the same rules for one
@@ -361,7 +363,7 @@ def _filter(options, uniforms):
 
 
 def _max_shift(kind, options) -> int:
-    """Returns the largest shift of a transform in pixels; 0 for transforms without a shift."""
+    """Returns the largest shift of a transform in pixels; 0 without a shift."""
     return int({"shift": options["shift"], "pad_crop": options["pad"]}.get(kind, 0))
 
 

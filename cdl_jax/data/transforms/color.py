@@ -1,8 +1,10 @@
-"""Changes the colors of images: grayscale, solarize or blur (DeiT III, Touvron et al., 2022), and color jitter.
+"""Changes the colors of images: grayscale, solarize or blur, and color jitter.
 
-On the host Pillow changes them. On the device, inside a compiled step, the same operations are written with Pillow's
-integers. From the same integer levels and uniform numbers both give the same image. A level may differ where Pillow's
-fixed-point or float32 arithmetic rounds a tie the other way.
+Grayscale, solarize or blur is the choice of DeiT III (Touvron et al., 2022).
+
+On the host Pillow changes the colors. On the device, inside a compiled step, the same operations are written with
+Pillow's integers. From the same integer levels and uniform numbers both give the same image. A level may differ where
+Pillow's fixed-point or float32 arithmetic rounds a tie the other way.
 """
 
 import itertools

@@ -1,4 +1,7 @@
-"""Erases a random rectangle of an image (Zhong et al., 2020), as timm's "pixel" mode, in a compiled step."""
+"""Erases a random rectangle of an image, in a compiled step.
+
+Source: Zhong et al., 2020, as timm's "pixel" mode.
+"""
 
 from collections.abc import Mapping
 from typing import Any

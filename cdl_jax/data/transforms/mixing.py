@@ -1,4 +1,6 @@
-"""Mixes the images of a batch with soft targets: mixup and CutMix, in a compiled step on the device.
+"""Mixes the images of a batch with soft targets: mixup and CutMix.
+
+Both run in a compiled step on the device.
 
 `mixup_or_cutmix` mixes image i of a batch with image n - 1 - i, as timm's batch mode does. One weight and one box are
 drawn for the batch (Zhang et al., 2018; Yun et al., 2019). `cutmix` is DKT's.

@@ -1,4 +1,9 @@
-"""Applies RandAugment (Cubuk et al., 2020) with timm's operations and magnitudes, by Pillow on the host."""
+"""Applies RandAugment by Pillow on the host.
+
+Operations and magnitudes are timm's.
+
+Source: Cubuk et al., 2020.
+"""
 
 import re
 from collections.abc import Mapping, Sequence

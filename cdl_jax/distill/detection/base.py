@@ -1,7 +1,8 @@
-"""The contract of distillation schemes of detectors: that of `distill.base`, over tokens.
+"""The contract of distillation schemes of detectors.
 
-The file of a scheme defines `OPTIONS` and `build(options, teacher, student) -> Scheme`. A `NetworkSpec` gives the width
-of a detector's tokens as `dim`, and the shapes of its outputs. The scheme's `loss` gets outputs with these entries:
+The contract is that of `distill.base`, over tokens. The file of a scheme defines `OPTIONS` and
+`build(options, teacher, student) -> Scheme`. A `NetworkSpec` gives the width of a detector's tokens as `dim`, and the
+shapes of its outputs. The scheme's `loss` gets outputs with these entries:
 
     patch_maps: for each level float `[N, h, w, dim]`, the projected feature maps.
     body_tokens: float `[N, Q, dim]`, the projected detection tokens of the backbone.
@@ -88,7 +89,9 @@ def token_rows(outputs: Outputs, options: Mapping[str, Any], groups: int) -> dic
 
 
 def counted_rows(outputs: Outputs, rows: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    """Returns which rows exist: the positions of feature maps within the extent, and all other tokens.
+    """Returns whether each row exists.
+
+    Positions of feature maps exist within the extent. All other tokens exist.
 
     Args:
       outputs: of the student, with `inside`.

@@ -1,8 +1,11 @@
-"""VkD for detectors (Miles et al., CVPR 2024, arXiv 2403.06213): orthogonal projections of all tokens.
+"""VkD for detectors: orthogonal projections of all tokens.
 
 Each kind of token (four levels of patches, detection tokens of the backbone and of the neck) has a projector of its
 own. Projected tokens and the teacher's are standardized: each channel gets mean 0 and variance 1 over the tokens of a
 group. Token i of the student is compared with token i of the teacher.
+
+Source:
+  Miles et al., CVPR 2024, arXiv 2403.06213.
 """
 
 from collections.abc import Mapping
@@ -35,9 +38,10 @@ _PATCH_LEVELS = 4
 
 
 class ScaledProjector(nn.Module):
-    """Maps `[..., dim]` to `[..., features]`: an orthogonal map, then a scale and a shift of each channel.
+    """Maps `[..., dim]` to `[..., features]`.
 
-    Scale and shift have no effect on tokens that are standardized afterwards. Published checkpoints have them.
+    An orthogonal map comes first, then a scale and a shift of each channel. Scale and shift have no effect on tokens
+    that are standardized afterwards. Published checkpoints have them.
 
     Attributes:
       features: number of output channels.
@@ -55,10 +59,10 @@ class ScaledProjector(nn.Module):
 
 
 class TokenProjectors(nn.Module):
-    """Projects each kind of token by a `ScaledProjector` of its own; attributes as there.
+    """Projects each kind of token by a `ScaledProjector` of its own.
 
-    Modules have the names of the authors' checkpoints: `patch_projector_<level>`, `body_det_projector`,
-    `neck_det_projector`.
+    The attributes are those of `ScaledProjector`. Modules have the names of the authors' checkpoints:
+    `patch_projector_<level>`, `body_det_projector`, `neck_det_projector`.
     """
 
     features: int
@@ -83,7 +87,9 @@ def projector_name(term: str) -> str:
 
 
 def build(options: ConfigDict, teacher: NetworkSpec, student: NetworkSpec) -> Scheme:
-    """Returns the scheme `weight sum_k mean smooth-L1(std(P_k x_student), std(x_teacher))` over the kinds of tokens k.
+    """Returns the scheme of projected tokens.
+
+    Its loss is `weight sum_k mean smooth-L1(std(P_k x_student), std(x_teacher))` over the kinds of tokens k.
 
     Raises:
       UserError: nothing is compared, or the detectors have different numbers of tokens.
@@ -116,7 +122,7 @@ def build(options: ConfigDict, teacher: NetworkSpec, student: NetworkSpec) -> Sc
 def standardized_distance(
     student: jax.Array, teacher: jax.Array, counted: jax.Array, epsilon: float = 0.0
 ) -> jax.Array:
-    """Computes the mean smooth-L1 distance (beta 1) of standardized tokens, the mean over all groups.
+    """Computes the mean smooth-L1 distance (beta 1) of standardized tokens.
 
     Args:
       student: `[G, rows, channels]`, projected.
@@ -125,7 +131,7 @@ def standardized_distance(
       epsilon: added to the variances, default 0.
 
     Returns:
-      A scalar.
+      A scalar, the mean over all groups.
     """
     standardize = jax.vmap(lambda x, counted: feature_norms.batch_norm(x, epsilon, counted))
     distances = optax.huber_loss(standardize(student, counted), standardize(teacher, counted)).mean(axis=-1)

@@ -1,6 +1,9 @@
-"""Token matching, the distillation of ViDT (Song et al., ICLR 2022, arXiv 2110.03921): Euclidean distances of tokens.
+"""Token matching, the distillation of ViDT: Euclidean distances of tokens.
 
 It has no projector and no normalization, so student and teacher need tokens of equal width.
+
+Source:
+  Song et al., ICLR 2022, arXiv 2110.03921.
 """
 
 import jax
@@ -16,10 +19,11 @@ OPTIONS = base.OPTIONS
 
 
 def build(options: ConfigDict, teacher: NetworkSpec, student: NetworkSpec) -> Scheme:
-    """Returns the scheme `weight sqrt(sum_k c_k mean |x_student - x_teacher|)` over the kinds of tokens k.
+    """Returns the scheme of token matching.
 
-    The factor c is 1 for each level of patches and for the backbone's detection tokens. For those of the neck it is the
-    number of prediction levels.
+    Its loss is `weight sqrt(sum_k c_k mean |x_student - x_teacher|)` over the kinds of tokens k. The factor c is 1 for
+    each level of patches and for the backbone's detection tokens. For those of the neck it is the number of prediction
+    levels.
 
     Raises:
       UserError: nothing is compared, or the tokens of the detectors have different widths or numbers.

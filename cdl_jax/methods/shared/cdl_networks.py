@@ -1,4 +1,7 @@
-"""Builds the networks and the distillation scheme of the method `cdl` from a config, and checks its options."""
+"""Builds the networks and the distillation scheme of the method `cdl`.
+
+Both are built from a config, whose options are checked.
+"""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -116,9 +119,10 @@ def _check_fitted_head(config, network, scheme):
 
 
 def _check_distillation_trains(config, student, scheme):
-    """Refuses a scheme whose loss has no gradient: the learner trains in no task, or has nothing to train.
+    """Refuses a scheme whose loss has no gradient.
 
-    Warns of a scheme that compares features which no task changes.
+    The learner then trains in no task, or has nothing to train. Warns of a scheme that compares features which no task
+    changes.
     """
     learner, name = config.learner.name, config.distill.name
     if name == "none":

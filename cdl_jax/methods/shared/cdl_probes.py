@@ -1,4 +1,7 @@
-"""Predictions of the method `cdl` with a part switched off, or with other head weights, for `--mode=analyze`."""
+"""Predictions of the method `cdl` for `--mode=analyze`.
+
+A part of the method is switched off, or the second head has another weight.
+"""
 
 from collections.abc import Sequence
 from functools import partial
@@ -41,7 +44,11 @@ def predict_without_scheme(models: TeacherStudent, variables: Variables, images:
 def predict_with_weights(
     models: TeacherStudent, values: Sequence[float], variables: Variables, images: jax.Array, context: Context
 ) -> Logits:
-    """Returns the student's logits for each of `values` as the second head's weight, by the value's text."""
+    """Computes the student's logits for each weight of the second head.
+
+    Returns:
+      `{str(value): logits}` for each of `values`.
+    """
     _, out = models.evaluate(variables, images, context)
     logits = models.scheme.predict_with_weights(variables["distill"], out, values)
     return {str(value): z for value, z in zip(values, logits, strict=True)}

@@ -1,4 +1,7 @@
-"""Overlaps of boxes, float `[..., 4]`: center x, center y, width and height, relative to the image."""
+"""Corners and overlaps of boxes.
+
+Boxes are float `[..., 4]`: center x, center y, width and height, relative to the image.
+"""
 
 import jax
 import jax.numpy as jnp

@@ -1,8 +1,9 @@
-"""Losses of a detector whose queries are matched with target boxes: DETR's set losses with focal class losses.
+"""Losses of a detector whose queries are matched with target boxes.
 
-Terms keep the names of the authors' code: `loss_ce` belongs to the last prediction level, `loss_ce_<k>` to level k. All
-sums span the complete batch, so the number of devices has no effect. Images form groups, one for each device of the
-authors' code; a loss is the mean of the losses of all groups.
+The losses are DETR's set losses, with focal class losses by default. Terms keep the names of the authors' code:
+`loss_ce` belongs to the last prediction level, `loss_ce_<k>` to level k. All sums span the complete batch, so the
+number of devices has no effect. Images form groups, one for each device of the authors' code; a loss is the mean of the
+losses of all groups.
 
 Axes: levels L, images N, queries Q, targets n, classes K.
 
@@ -75,7 +76,9 @@ def check(options: ConfigDict, section: str) -> None:
 def detection_loss(
     options: ConfigDict, outputs: Mapping[str, jax.Array], targets: Mapping[str, jax.Array], groups: int = 1
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Matches queries with targets at each level and computes the weighted sum of all losses.
+    """Computes the weighted sum of all losses.
+
+    Queries are matched with targets at each level.
 
     Args:
       options: a section with the keys of `OPTIONS`.
@@ -100,7 +103,14 @@ def detection_loss(
 
 
 def match_queries(options: ConfigDict, outputs: Mapping[str, jax.Array], targets: Mapping[str, jax.Array]) -> jax.Array:
-    """Returns the query of each target at each level, int32 `[L, N, n]`, -1 for none; arguments as `detection_loss`."""
+    """Returns the query of each target at each level.
+
+    Args:
+      options, outputs, targets: as in `detection_loss`.
+
+    Returns:
+      int32 `[L, N, n]`, -1 for targets without a query.
+    """
     class_costs = _CLASS_COSTS[options.class_loss](outputs["logits"])
     costs = detection_matching.pair_costs(options, class_costs, outputs["boxes"], targets["boxes"], targets["labels"])
     return detection_matching.match(costs, targets["valid"], options.solver)
@@ -144,10 +154,10 @@ def level_losses(
 
 
 def object_normalizer(valid: jax.Array, groups: int = 1) -> jax.Array:
-    """Returns the divisor of sums over the batch: the number of objects, at least 1 for each group.
+    """Returns the divisor of sums over the batch.
 
-    A group divides its sums by max(1, objects / groups). The mean of all groups is the sum over the batch, divided by
-    this number.
+    The divisor is the number of objects, at least 1 for each group. A group divides its sums by
+    max(1, objects / groups). The mean of all groups is the sum over the batch, divided by this divisor.
 
     Args:
       valid: bool `[N, n]`.
@@ -194,7 +204,7 @@ def focal_loss(options: ConfigDict, logits: jax.Array, labels: jax.Array) -> jax
 
 
 def softmax_loss(logits: jax.Array, labels: jax.Array, background_weight: float, groups: int = 1) -> jax.Array:
-    """Computes the weighted mean cross-entropy over classes and background, the mean of the groups.
+    """Computes the weighted mean cross-entropy over classes and background.
 
     Args:
       logits: `[L, N, Q, K]`; the last column is the background.
@@ -203,7 +213,7 @@ def softmax_loss(logits: jax.Array, labels: jax.Array, background_weight: float,
       groups: number of groups of images.
 
     Returns:
-      `[L]`.
+      `[L]`, the mean of the groups.
     """
     background = logits.shape[-1] - 1
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.minimum(labels, background))
@@ -235,7 +245,9 @@ def box_losses(boxes: jax.Array, target_boxes: jax.Array, queries: jax.Array) ->
 
 
 def class_error(logits: jax.Array, labels: jax.Array, queries: jax.Array) -> jax.Array:
-    """Returns the share of matched queries whose largest logit is that of another class, in percent.
+    """Returns the percentage of matched queries that predict another class.
+
+    A query predicts the class of its largest logit.
 
     Args:
       logits: `[N, Q, K]`.
@@ -251,10 +263,11 @@ def class_error(logits: jax.Array, labels: jax.Array, queries: jax.Array) -> jax
 
 
 def cardinality_error(logits: jax.Array, valid: jax.Array) -> jax.Array:
-    """Returns the mean difference between the number of objects and of queries whose last class is not the largest.
+    """Returns the mean absolute difference between numbers of objects and detections.
 
-    The last class is the background only with `class_loss="softmax"`. With "focal" it is a class like the others, so
-    this number has no meaning there; the authors' code logs it.
+    Detections are queries whose largest logit is not that of the last class. The last class is the background only with
+    `class_loss="softmax"`. With "focal" it is a class like the others, so this number has no meaning there; the
+    authors' code logs it.
 
     Args:
       logits: `[L, N, Q, K]`.
@@ -268,7 +281,9 @@ def cardinality_error(logits: jax.Array, valid: jax.Array) -> jax.Array:
 
 
 def name_by_level(by_level: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    """Returns the values of the last level without suffix, and those of level k with the suffix `_k`.
+    """Names the values of each level.
+
+    Values of the last level have no suffix. Those of level k have the suffix `_k`.
 
     >>> {name: int(value) for name, value in name_by_level({"loss": jnp.array([5, 6, 7])}).items()}
     {'loss': 7, 'loss_0': 5, 'loss_1': 6}
@@ -278,6 +293,14 @@ def name_by_level(by_level: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
 
 
 def _matched(values, queries):
-    """Returns the values `[..., Q, *rest]` of the queries `[..., n]`, `[..., n, *rest]`; those of query 0 for -1."""
+    """Returns the values of the given queries.
+
+    Args:
+      values: `[..., Q, *rest]`.
+      queries: `[..., n]`; -1 selects the values of query 0.
+
+    Returns:
+      `[..., n, *rest]`.
+    """
     index = jnp.maximum(queries, 0).reshape(*queries.shape, *[1] * (values.ndim - queries.ndim))
     return jnp.take_along_axis(values, index, axis=queries.ndim - 1)

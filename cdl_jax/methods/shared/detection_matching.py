@@ -1,7 +1,7 @@
-"""Matches target boxes with the queries of a detector, one to one and of minimal total cost.
+"""Matches target boxes one to one with the queries of a detector.
 
-Each prediction level and each image is a problem of its own (DETR, arXiv 2005.12872). All problems of a step are solved
-in one call on the host, or on the device.
+The total cost of a match is minimal. Each prediction level and each image is a problem of its own (DETR, arXiv
+2005.12872). All problems of a step are solved in one call on the host, or on the device.
 
 Arrays have the axes levels, images, queries, targets: `[L, N, Q, n]`.
 """
@@ -56,7 +56,10 @@ def check(options: ConfigDict, section: str) -> None:
 
 
 def _check_cpu_backend(key):
-    """Refuses the host's solver where jax has no CPU backend, to which a callback copies its arguments."""
+    """Refuses the host's solver where jax has no CPU backend.
+
+    A callback copies its arguments to the CPU backend.
+    """
     try:
         jax.local_devices(backend="cpu")
     except RuntimeError:
@@ -67,7 +70,9 @@ def _check_cpu_backend(key):
 
 
 def focal_class_costs(logits: jax.Array) -> jax.Array:
-    """Computes the cost of each class for classes that are independent: focal loss of a hit minus that of a miss.
+    """Computes the cost of each class for classes that are independent.
+
+    The cost is the focal loss of a hit minus that of a miss.
 
     Args:
       logits: `[..., classes]`.
@@ -82,14 +87,19 @@ def focal_class_costs(logits: jax.Array) -> jax.Array:
 
 
 def softmax_class_costs(logits: jax.Array) -> jax.Array:
-    """Computes the cost of each class for classes that exclude each other: minus its probability."""
+    """Computes the cost of each class for classes that exclude each other.
+
+    The cost is minus the probability of the class.
+    """
     return -jax.nn.softmax(logits)
 
 
 def pair_costs(
     options: ConfigDict, class_costs: jax.Array, boxes: jax.Array, target_boxes: jax.Array, labels: jax.Array
 ) -> jax.Array:
-    """Computes `class_cost C + box_cost L1 - giou_cost GIoU` of each query with each target, without gradient.
+    """Computes the cost of each query with each target, without gradient.
+
+    The cost is `class_cost C + box_cost L1 - giou_cost GIoU`.
 
     Args:
       options: a section with the keys of `OPTIONS`.

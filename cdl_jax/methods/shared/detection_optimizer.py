@@ -1,4 +1,7 @@
-"""The optimizer of ViDT (arXiv 2110.03921): AdamW with decay by groups, clipping, and a rate for each epoch."""
+"""The optimizer of ViDT (arXiv 2110.03921): AdamW with clipping.
+
+Weight decay differs between groups of parameters. Each epoch has one learning rate.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -54,11 +57,11 @@ def build(options: ConfigDict, epochs: int) -> Optimizer:
 
 
 def schedule(options: ConfigDict, epochs: int) -> optax.Schedule:
-    """Returns the learning rate as a function of the fractional epoch; it is constant within an epoch.
+    """Returns the learning rate as a function of the fractional epoch.
 
-    The cosine of epoch e is `f(max(e - 1, 0))`, so the first two epochs have the same rate:
-    `f(t) = end_learning_rate + (learning_rate - end_learning_rate) (1 + cos(pi t / epochs)) / 2`. During the warmup,
-    `t < warmup_epochs`, the rate grows linearly from `warmup_learning_rate` to `learning_rate`.
+    The rate is constant within an epoch. The cosine of epoch e is `f(max(e - 1, 0))`, so the first two epochs have the
+    same rate: `f(t) = end_learning_rate + (learning_rate - end_learning_rate) (1 + cos(pi t / epochs)) / 2`. During the
+    warmup, `t < warmup_epochs`, the rate grows linearly from `warmup_learning_rate` to `learning_rate`.
 
     Args:
       options: a section with the keys of `OPTIONS`.
@@ -83,7 +86,9 @@ def schedule(options: ConfigDict, epochs: int) -> optax.Schedule:
 
 
 def clip_by_global_norm(bound: float) -> optax.GradientTransformation:
-    """Returns the transformation that multiplies all gradients by `min(1, bound / (norm + 1e-6))`, as torch does.
+    """Returns the transformation that clips gradients by their global norm.
+
+    As in torch, all gradients are multiplied by `min(1, bound / (norm + 1e-6))`.
 
     Args:
       bound: of the norm of all gradients together.

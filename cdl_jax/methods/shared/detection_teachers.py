@@ -1,4 +1,7 @@
-"""Detectors as teachers: from a file of published weights, or from a finished run of the method `vidt`."""
+"""Detectors as teachers.
+
+A teacher has the weights of a published file, or those of a finished run of the method `vidt`.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -90,7 +93,9 @@ class NoTeacher:
 
 
 def build(config: ConfigDict, info: StreamInfo, module: nn.Module) -> Teacher:
-    """Builds the frozen teacher of the section `teacher`, whose `weights` name a file or the folder of a run.
+    """Builds the frozen teacher of the section `teacher`.
+
+    The section's `weights` name a file or the folder of a run.
 
     Args:
       config: with the sections `teacher`, `student`, `augment` and `vidt`.
@@ -149,11 +154,11 @@ def apply(module: nn.Module, variables: Variables, batch: Batch, key: jax.Array 
 
 
 def load(file: str, variables: Variables, key: str) -> Variables:
-    """Returns the variables of a detector, or their shapes, with the weights of a file.
+    """Returns the variables of a detector with the weights of a file.
 
     Args:
       file: of a detector or of a Swin classifier (its backbone), or "random".
-      variables: of the detector.
+      variables: of the detector, or their shapes.
       key: config key of the file, for messages.
 
     Raises:

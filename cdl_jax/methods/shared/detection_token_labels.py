@@ -1,4 +1,6 @@
-"""Token labels: each position of a detector's feature maps learns the classes of the objects that cover it.
+"""Token labels of a detector's feature maps.
+
+Each position of a feature map learns the classes of the objects that cover the position.
 
 Source:
   Song et al., "ViDT+", arXiv 2204.07962; Jiang et al., "All Tokens Matter: Token Labeling", NeurIPS 2021.
@@ -24,10 +26,11 @@ OPTIONS = {
 def class_shares(
     labels: jax.Array, num_classes: int, extents: jax.Array, map_extents: jax.Array, shape: tuple[int, int]
 ) -> jax.Array:
-    """Returns the share of each class in the pixels that each position of a feature map covers.
+    """Returns the share of each class at each position of a feature map.
 
-    Position i of h covers the pixels from floor(i H / h) to ceil((i + 1) H / h), as in torch's adaptive average
-    pooling. The share of class 0 is that of all objects together.
+    The share is taken over the pixels that the position covers. Position i of h covers the pixels from
+    floor(i H / h) to ceil((i + 1) H / h), as in torch's adaptive average pooling. The share of class 0 is that of all
+    objects together.
 
     Args:
       labels: integers `[N, height, width]`, see `data.detection.segmentations.label_map`; 0 outside the extents.
@@ -52,7 +55,9 @@ def class_shares(
 
 
 def pooling_matrix(size: jax.Array, out_size: jax.Array, length: int, out_length: int) -> jax.Array:
-    """Returns the matrix of adaptive average pooling from `size` to `out_size` positions.
+    """Returns the matrix of adaptive average pooling.
+
+    The matrix maps `size` positions to `out_size` positions.
 
     Args:
       size: int32 scalar, number of positions, at most `length`.

@@ -1,4 +1,7 @@
-"""The loss of one learner of DKT: cross-entropy of its CL head, and imitation by its ST head."""
+"""The loss of one learner of DKT.
+
+The loss is the cross-entropy of the CL head, plus the weighted loss of imitation of the ST head.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -85,7 +88,11 @@ class LearnerLoss:
     def _cutmix(
         self, images: jax.Array, labels: jax.Array, key: jax.Array, context: Context
     ) -> tuple[jax.Array, jax.Array, jax.Array | float]:
-        """Returns the mixed images, the labels of their pasted parts, and the share of their own area."""
+        """Applies CutMix to a batch.
+
+        Returns:
+          The mixed images, the labels of their pasted parts, and the share of their own area.
+        """
         options = self.options
         if not options.cutmix:
             return images, labels, 1.0
@@ -100,7 +107,10 @@ class LearnerLoss:
     def _class_loss(
         self, masked_logits: jax.Array, labels: jax.Array, pasted_labels: jax.Array, own_area: jax.Array | float
     ) -> jax.Array:
-        """Computes the cross-entropy of the CL head; `own_area` weights the labels of mixed images."""
+        """Computes the cross-entropy of the CL head.
+
+        `own_area` weights the labels of mixed images.
+        """
         loss = dkt_losses.class_loss(masked_logits, labels, self.options.reduction)
         if not self.options.cutmix or self.options.cutmix_labels != "mixed":
             return loss
@@ -117,7 +127,10 @@ class LearnerLoss:
         context: Context,
         key: jax.Array,
     ) -> tuple[jax.Array, jax.Array]:
-        """Computes the loss of the ST head, on the public images where there are any, and its weight."""
+        """Computes the loss of the ST head, and its weight.
+
+        The loss is that of the public images where there are any.
+        """
         if self.exchange.num_public:
             public_images, key = shared["published"]["images"], jax.random.fold_in(key, 2)
             outputs = self.learner(variables, shared.get("shared"), public_images, True, context, key)
@@ -164,7 +177,10 @@ class LearnerLoss:
     def _target_of_peers(
         self, images: jax.Array, weights: jax.Array, shared: Mapping[str, Any], context: Context
     ) -> jax.Array:
-        """Computes the weighted mean of the targets of peers, with their published weights."""
+        """Computes the weighted mean of the targets of peers.
+
+        The peers have their published weights.
+        """
         max_peers = self.options.random_peers or int((self.exchange.matrix > 0).sum(axis=1).max())
         target = 0.0
         for weight, peer in zip(*jax.lax.top_k(normalize_weights(weights), max_peers), strict=True):

@@ -225,7 +225,10 @@ def build(config: Any, info: StreamInfo) -> Learner:
 
 
 def _check_supported(network, name):
-    """Refuses learners with parts of `models.learners.base.Learner` that DKT does not use."""
+    """Refuses learners with parts that DKT does not use.
+
+    The parts are those of `models.learners.base.Learner`, and a `FittedHead`.
+    """
     unused = ("trains_backbone", "learning_rate_factor", "update_state", "trained_tasks")
     found = [part for part in unused if getattr(type(network.learner), part) != getattr(base.Learner, part)]
     if network.is_fitted:

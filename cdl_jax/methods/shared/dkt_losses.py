@@ -164,7 +164,9 @@ def active_classes(task_classes: np.ndarray | jax.Array, task: int | jax.Array, 
 
 
 def check_preserved_classes(section: str, key: str, options: Any, task_sizes: tuple[int, ...]) -> None:
-    """Refuses `lwf_loss` over one class, whose softmax is always 1, so that the loss is 0 for all weights.
+    """Refuses `lwf_loss` over one class.
+
+    The softmax over one class is always 1, so the loss is 0 for all weights.
 
     Args:
       section: name of the config section, for the message.

@@ -1,4 +1,4 @@
-"""The networks of DKT that are evaluated: the heads of each learner, and their ensemble."""
+"""The evaluated networks of DKT: the heads of each learner, and their ensemble."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

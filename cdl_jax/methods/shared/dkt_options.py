@@ -30,7 +30,11 @@ def check(options: Any, num_tasks: int) -> None:
 
 
 def _check_presence(options, num_tasks):
-    """Refuses `joins` and `leaves` that are no tasks of the stream, or with which nobody learns a task."""
+    """Refuses `joins` and `leaves` that do not fit the stream or the learners.
+
+    The check refuses other numbers of tasks than learners, tasks outside the stream, learners that learn no task, and
+    tasks that no learner learns.
+    """
     count = options.num_learners
     for key, lowest, highest in (("joins", 0, num_tasks - 1), ("leaves", 1, num_tasks)):
         tasks = tuple(options[key])

@@ -139,7 +139,10 @@ def record_teachers(config: Mapping[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def use_records(records: Records) -> Iterator[None]:
-    """Replaces the folders of teachers' runs by their records, see `record_teachers`, within the block."""
+    """Replaces the folders of teachers' runs by their records within the block.
+
+    See `record_teachers`.
+    """
     token = _RECORDS.set(records)
     try:
         yield
@@ -148,9 +151,9 @@ def use_records(records: Records) -> Iterator[None]:
 
 
 def without_files(config: ConfigDict) -> ConfigDict:
-    """Returns a config whose networks need no files of weights, for a run whose checkpoints have the weights.
+    """Returns a config whose networks need no files of weights.
 
-    Folders of teachers' runs stay.
+    The checkpoints of the config's run have the weights. Folders of teachers' runs stay.
     """
     config = copy.deepcopy(config)
     for section in config.values():
@@ -330,11 +333,14 @@ class RunTeacher:
         return self.method.teacher_outputs(self.network, joined, images, context, self.use_batch_statistics)
 
     def at_task(self, variables: Variables, context: Context) -> tuple[Variables, Context]:
-        """Returns the method's variables for the task of `context`, and the position for which they were trained.
+        """Returns the method's variables for the task of `context`.
 
         Args:
           variables: as `init` returns them.
           context: position in the student's stream.
+
+        Returns:
+          The variables, and the position for which they were trained.
         """
         each_task = len(self.tasks) > 1
         mutable = jax.tree.map(lambda x: x[context.task if each_task else 0], variables["tasks"])
@@ -431,7 +437,11 @@ def _stacked(leaf, count):
 
 
 def _read_json_files(folder):
-    """Returns a run's config, the tasks of its stream as results.json has them, and the records of its teachers."""
+    """Reads the JSON files in the folder of a run.
+
+    Returns:
+      The run's config, the tasks of its stream as results.json has them, and the records of its teachers.
+    """
     try:
         content = configs.read(folder)
         config, records = _to_config(content["config"]), content.get("teachers", {})

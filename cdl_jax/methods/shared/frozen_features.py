@@ -1,4 +1,4 @@
-"""Networks of any family, frozen, as functions from images in [-1, 1] to one vector an image."""
+"""Frozen networks of any family, from images in [-1, 1] to one vector an image."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,7 +100,16 @@ class FrozenFeatures:
         return jax.tree.map(_zeros_of_shape, join(with_head, loaded))
 
     def outputs(self, variables: Variables, images: jax.Array, context: Context) -> dict[str, jax.Array]:
-        """Returns `features` float32 `[batch, dim]` and `logits` of images float32 `[batch, size, size, 3]`."""
+        """Returns the vectors and the logits of images.
+
+        Args:
+          variables: of the network.
+          images: float32 `[batch, size, size, 3]`.
+          context: of the step.
+
+        Returns:
+          `features` float32 `[batch, dim]` and `logits`.
+        """
         if self.image_size:
             images = augment.renormalize(_resize(images, self.image_size), SIGNED, INPUTS[self.pixels])
         out = self.network.outputs(variables, images, context)
@@ -116,7 +125,9 @@ class FrozenFeatures:
 
 
 def build_teacher(config: ConfigDict, info: StreamInfo, options: ConfigDict) -> FrozenFeatures:
-    """Builds the features of the section `teacher`, whose `weights` name a file or the folder of a finished run.
+    """Builds the features of the section `teacher`.
+
+    The section's `weights` name a file or the folder of a finished run.
 
     Args:
       config: with the sections `teacher` and `augment`.
@@ -148,7 +159,10 @@ def build_measuring(section: ConfigDict, info: StreamInfo, options: ConfigDict) 
 
 
 def network_name(section: ConfigDict) -> str:
-    """Returns the name of a network for the names of metrics: that of its file, or its family.
+    """Returns the name of a network for the names of metrics.
+
+    The name is that of the file of weights. A file `weights.npz` has the name of its folder. Without a file the name is
+    `random_<family>`.
 
     >>> network_name(ConfigDict({"family": "vit", "weights": "data/glyph_vit_student.npz"}))
     'glyph_vit_student'
@@ -185,7 +199,10 @@ def _usual_feature(out):
 
 
 def _resize(images, size):
-    """Returns images of another size: each pixel repeated where the size is a multiple, else bilinear."""
+    """Resizes images.
+
+    Each pixel is repeated where the new size is a multiple of the old one. Other sizes are bilinear.
+    """
     if images.shape[1] == size:
         return images
     kind = "nearest" if size % images.shape[1] == 0 else "bilinear"

@@ -97,12 +97,17 @@ def has_teacher(options: ConfigDict) -> bool:
 
 
 def kd_terms(options: ConfigDict) -> tuple[str, ...]:
-    """Returns the terms of KD-DLGAN that are used; the literal reading of VkD has the aggregated one."""
+    """Returns the terms of KD-DLGAN that are used.
+
+    The literal reading of VkD has the aggregated term.
+    """
     return ("aggregated",) if options.vkd == "literal" else tuple(options.kd_terms)
 
 
 def row_name(options: ConfigDict, teacher_weights: str = "") -> str:
-    """Returns the name of a setting for tables. Rows of VkD are named as our reading wherever a number stands.
+    """Returns the name of a setting for tables.
+
+    Rows of VkD are named as our reading wherever a number stands.
 
     Args:
       options: the section `gan`.
@@ -201,7 +206,10 @@ def _check_teacher(config, options):
 
 
 def _place(weights):
-    """Returns the file or folder of weights, so that two names of one network are equal."""
+    """Returns the file or folder of weights.
+
+    Two names of one network have the same file or folder.
+    """
     if weights.startswith("package:"):
         return weights
     path = paths.resolve(weights, "the weights")

@@ -1,4 +1,7 @@
-"""Terms by which a frozen network teaches the discriminator of `gan`: those of KD-DLGAN, and VkD's in our readings."""
+"""Terms by which a frozen network teaches the discriminator of `gan`.
+
+The terms are those of KD-DLGAN, and VkD's in our readings.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -43,7 +46,7 @@ class TeacherTerms:
 
     @property
     def needs_moments(self) -> bool:
-        """Whether the teacher's vectors are whitened by the moments of the training images."""
+        """Whether moments of the training images whiten the teacher's vectors."""
         return self.options.vkd != "none" and self.options.vkd_scope == "data"
 
     @property
@@ -57,7 +60,10 @@ class TeacherTerms:
         return {"network": self.teacher.init(key), **texts}
 
     def load_pretrained(self, variables: Variables) -> Variables:
-        """Returns the teacher's variables, or their shapes, with the contents of its files.
+        """Returns the teacher's variables with the contents of its files.
+
+        Args:
+          variables: of the teacher, or their shapes.
 
         Raises:
           UserError: a file is missing or does not fit.
@@ -66,7 +72,9 @@ class TeacherTerms:
         return {**variables, "network": self.teacher.load_pretrained(variables["network"]), **texts}
 
     def init(self, key: jax.Array, channels: int) -> Variables:
-        """Returns the variables of the projector and of the fixed whitening; {} without VkD's loss.
+        """Returns the variables of the projector and of the fixed whitening.
+
+        Without VkD's loss the result is {}.
 
         channels: of the discriminator's pooled feature.
         """
@@ -123,7 +131,10 @@ class TeacherTerms:
         }
 
     def finish_moments(self, distill: Variables) -> Variables:
-        """Returns the variables of `init` with the whitening of the moments, whose sums become 0."""
+        """Returns the variables of `init` with the whitening of the moments.
+
+        The sums of the moments become 0.
+        """
         count, total, products = (distill["moments"][name] for name in ("count", "sum", "products"))
         mean, epsilon = total / count, self.options.vkd_epsilon
         covariance = (products - count * jnp.outer(mean, mean)) / jnp.maximum(count - 1, 1)
@@ -136,7 +147,11 @@ class TeacherTerms:
         return self.teacher.outputs(variables["teacher"]["network"], images, context)["features"]
 
     def _kd(self, variables, terms, teacher, out, key):
-        """Returns KD-DLGAN's terms of the generated and of the real half, and numbers to log."""
+        """Computes KD-DLGAN's terms.
+
+        Returns:
+          The terms of the generated and of the real half, and numbers to log.
+        """
         (c_fake, c_real), (f_fake, f_real) = jnp.split(teacher, 2), jnp.split(out.features, 2)
         fake_term, real_term, metrics = jnp.zeros(()), jnp.zeros(()), {}
         if "aggregated" in terms:

@@ -1,4 +1,7 @@
-"""Options and phases of methods that train one network with labels: replay, and the classes of the softmax."""
+"""Options and phases of methods that train one network with labels.
+
+The options are about replay and the classes of the softmax.
+"""
 
 from ml_collections import ConfigDict
 

@@ -1,4 +1,4 @@
-"""A student, its teachers, and the distillation scheme between them: the forward passes of the method `cdl`."""
+"""The forward passes of the method `cdl`: student, teachers, distillation scheme."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +14,9 @@ from cdl_jax.models.modules.prompted import PromptedNetwork
 
 @dataclass(frozen=True)
 class TeacherStudent:
-    """The networks of the method `cdl` and their scheme. Variables are those of the method.
+    """The networks of the method `cdl` and their scheme.
+
+    Variables are those of the method.
 
     Attributes:
       teacher: trained in this run; None if the scheme needs no teacher, or teachers of finished runs are used.
@@ -42,11 +44,21 @@ class TeacherStudent:
         return ("teacher", "student") if self.teacher or self.run_teachers else ("student",)
 
     def query_source(self, name: str) -> str:
-        """Returns the name of the network whose backbone computes the query of a network's learner."""
+        """Returns the network whose backbone computes the query of a network's learner.
+
+        Args:
+          name: of the learner's network.
+
+        Returns:
+          The name of the network.
+        """
         return name if self.own_query else "student"
 
     def query(self, name: str, variables: Variables, images: jax.Array, context: Context) -> jax.Array:
-        """Returns the query of a network's learner, float32 `[batch, dim]`, from the cache if it is there."""
+        """Returns the query of a network's learner, float32 `[batch, dim]`.
+
+        The query comes from the cache if the cache has it.
+        """
         source = self.query_source(name)
         cached = context.queries.get(source)
         return self.trained[source].query(variables[source], images) if cached is None else cached
@@ -66,7 +78,7 @@ class TeacherStudent:
         return self.teacher(teacher, images, query, context, train=False)
 
     def outputs_as_teacher(self, name: str, variables: Variables, images: jax.Array, context: Context) -> Outputs:
-        """Returns the outputs of "teacher" or "student" from which the student of another run learns."""
+        """Returns the outputs of "teacher" or "student" as the teacher of another run."""
         query = self.query("student", variables, images, context)
         teacher_out = self.teacher_outputs(variables, images, query, context)
         if name == "teacher":
@@ -85,9 +97,9 @@ class TeacherStudent:
     def accumulate(
         self, name: str, variables: Variables, batch: Mapping[str, jax.Array], context: Context
     ) -> Variables:
-        """Returns partial variables: the statistics of a network's `FittedHead` with those of a batch.
+        """Returns the statistics of a network's `FittedHead` with those of a batch.
 
-        The head reads the features that it reads in evaluation.
+        The statistics are partial variables. The head reads the features that it reads in evaluation.
         """
         images, inputs = batch["images"], None
         if name == "student":
@@ -98,12 +110,20 @@ class TeacherStudent:
         return {name: network.accumulate(variables[name], images, batch["labels"], query, context, inputs)}
 
     def updated_state(self, name: str, variables: Variables, outputs: Outputs, context: Context) -> Variables:
-        """Returns partial variables: the state of a network's learner after a training step; {} without a change."""
+        """Returns the state of a network's learner after a training step.
+
+        Returns:
+          Partial variables; {} without a change.
+        """
         state = self.trained[name].updated_state(variables[name], outputs, context)
         return {name: state} if state else {}
 
     def _evaluate_teacher(self, variables, images, context):
-        """Returns the student's query, the teacher's outputs or {}, and the scheme's inputs, in evaluation."""
+        """Evaluates the teacher, if there is one.
+
+        Returns:
+          The student's query, the teacher's outputs or {}, and the scheme's inputs.
+        """
         query, teacher_out = self.query("student", variables, images, context), {}
         if self.run_teachers:
             teacher_out = self.teacher_outputs(variables, images, query, context)

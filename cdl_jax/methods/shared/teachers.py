@@ -1,4 +1,7 @@
-"""The one trained teacher of `kd`, `vkd` and `gan`: a network with the weights of a file, or of a finished run."""
+"""The one trained teacher of `kd`, `vkd` and `gan`.
+
+The teacher is a network with the weights of a file, or of a finished run.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -115,7 +118,9 @@ def build(config: ConfigDict, info: StreamInfo, options: ConfigDict, *, torch_na
 
 
 def build_run_teacher(config: ConfigDict, info: StreamInfo, options: ConfigDict) -> finished_run.RunTeacher:
-    """Builds the teacher of the section `teacher`, whose `weights` name the folder of a finished run.
+    """Builds the teacher of the section `teacher` from a finished run.
+
+    The section's `weights` name the folder of the run.
 
     Args:
       config: with the sections `teacher` and `augment`.

@@ -1,4 +1,7 @@
-"""Checks of a method: its parts after `build`, and what its functions return while they are traced."""
+"""Checks of a method's parts and of the return values of its functions.
+
+The parts are checked after `build`, the return values while the functions are traced.
+"""
 
 import numbers
 from collections.abc import Mapping
@@ -72,7 +75,11 @@ def check_loaded(method: Method, loaded: Any, shapes: Variables) -> None:
 
 
 def _check_variables(method, name):
-    """Raises UserError if variables are no nested dict, or if a task begins or ends with others."""
+    """Checks the variables of a method.
+
+    Raises:
+      UserError: the variables are no nested dict, or a task begins or ends, or a phase ends, with others.
+    """
     variables = jax.eval_shape(method.init, jax.random.key(0))
     if not isinstance(variables, Mapping) or not variables:
         raise UserError(f"{name}: init must return a dict of variables, but returns {describe_type(variables)}")
@@ -90,7 +97,11 @@ def _check_changed(changed, variables, what):
 
 
 def _check_phase(phase, name):
-    """Raises UserError if the parts of a phase do not have their types, or its functions not their arguments."""
+    """Checks the parts of a phase.
+
+    Raises:
+      UserError: a part has another type or value, or a function other arguments.
+    """
     where = f"{name}: phase {phase.name!r}"
     if not isinstance(phase.epochs, int) or phase.epochs < 0:
         raise UserError(f"{where}: epochs={phase.epochs!r} must be an integer from 0 on")

@@ -1,4 +1,7 @@
-"""Checks of a user's distillation scheme, before any data is placed and any program is compiled."""
+"""Checks of a user's distillation scheme.
+
+The checks come before any data is placed and any program is compiled.
+"""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -46,7 +49,9 @@ def check_fields(scheme: Any, module: ModuleType) -> None:
 
 
 def check_loss(method: Any, module: ModuleType) -> None:
-    """Traces the student's loss once, without compilation, and checks what its scheme reads and returns.
+    """Checks what a scheme reads and returns, by one trace of the student's loss.
+
+    The loss is not compiled.
 
     Args:
       method: of the kind `cdl`, with the scheme in its field `models`.
@@ -88,7 +93,7 @@ def check_loss(method: Any, module: ModuleType) -> None:
 
 
 def _with_declared(scheme, function, first, teacher, last):
-    """Calls a function of the scheme with the outputs of the teacher that `needs` names.
+    """Calls a function of the scheme with the teacher outputs that `needs` names.
 
     Raises:
       UserError: the function needs another output, which a teacher of a finished run may lack.

@@ -1,4 +1,7 @@
-"""Decoder of ViDT (Song et al., 2022): self-attention of the detection tokens and deformable attention to the maps."""
+"""Decoder of ViDT (Song et al., 2022).
+
+A layer computes self-attention of the detection tokens and deformable attention to the maps.
+"""
 
 from collections.abc import Sequence
 
@@ -16,7 +19,9 @@ _xavier = nn.initializers.xavier_uniform()
 
 
 class SelfAttention(layers.ReadsParams, nn.Module):
-    """Multi-head attention among detection tokens; positions are added to queries and keys only.
+    """Multi-head attention among detection tokens.
+
+    Positions are added to queries and keys only.
 
     Attributes:
       heads: number of attention heads.

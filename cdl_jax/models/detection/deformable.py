@@ -1,10 +1,12 @@
-"""Multi-scale deformable attention (Deformable DETR, Zhu et al., 2021) in plain JAX.
+"""Multi-scale deformable attention in plain JAX.
 
 A query samples a few points of each feature map by bilinear interpolation. Two implementations compute the same values
 and gradients:
   gather: takes the four neighbors of each point. The gradient to the maps is a scatter-add, which is atomic on GPUs and
     therefore not reproducible bit by bit there.
   dense: multiplies the maps with a matrix of all interpolation weights, queries x positions. It has no scatter.
+
+Deformable DETR (Zhu et al., 2021).
 """
 
 import math
@@ -83,7 +85,10 @@ def _sample_dense(maps, pixels, weights):
 
 
 def _interpolation(pixels, length):
-    """Returns the weights of all rows or columns, `[..., length]`: max(0, 1 - distance)."""
+    """Returns the interpolation weights of all rows or columns, `[..., length]`.
+
+    A weight is max(0, 1 - distance).
+    """
     # From the floor instead of the distance, so that the gradient at integers is that of "gather".
     floor = jnp.floor(pixels)
     part = (pixels - floor)[..., None]
@@ -113,7 +118,10 @@ def _sample_gather(maps, pixels, weights):
 
 
 def _neighbors(pixels, height, width):
-    """Returns the flat indices and the weights of the four neighbors of points `[..., 2]`, each `[..., 4]`."""
+    """Returns the flat indices and the weights of the four neighbors of each point.
+
+    Points are `[..., 2]`, indices and weights `[..., 4]` each.
+    """
     floor = jnp.floor(pixels)
     part, corner = pixels - floor, floor.astype(jnp.int32)
     indices, weights = [], []

@@ -1,8 +1,8 @@
-"""Extents, padding masks, valid ratios and sine positions of a detector's feature maps.
+"""Extents, masks, valid ratios and sine positions of a detector's feature maps.
 
 An image of size (H, W) lies top-left in an extent, the padded size that the published program would use: the largest
-height and width of its group. The extent lies top-left in a canvas, the static size of the arrays. A mask is True at
-padding, also outside the extent. Heights come before widths, except in valid ratios.
+height and width of its group. The extent lies top-left in a canvas, the static size of the arrays. A padding mask is
+True at padding, also outside the extent. Heights come before widths, except in valid ratios.
 """
 
 from collections.abc import Sequence
@@ -45,7 +45,9 @@ class Extents:
         return _rectangle(*(jnp.arange(n) < size for n, size in zip(shape, _columns(self.of_map(stride)), strict=True)))
 
     def mask(self, stride: int, shape: Sequence[int]) -> jax.Array:
-        """Returns the padding mask of a map, bool `[batch, *shape]`: that of the pixels by nearest neighbors.
+        """Returns the padding mask of a map, bool `[batch, *shape]`.
+
+        The mask of the pixels is resized by nearest neighbors.
 
         Args:
           stride: of the map in pixels.
@@ -83,28 +85,35 @@ class Extents:
         return (counts / self.of_map(stride))[:, ::-1].astype(jnp.float32)
 
     def _unmasked(self, stride, shape):
-        """Returns whether rows `[batch, height]` and columns `[batch, width]` of a map belong to the image."""
+        """Yields whether rows, then whether columns of a map belong to the image.
+
+        The two arrays are bool `[batch, height]` and `[batch, width]`.
+        """
         of_map = self.of_map(stride)
         for axis, length in enumerate(shape):
             pixel = nearest_index(self.extents[:, axis], of_map[:, axis], length)
             yield self._is_image(pixel, axis, stride)
 
     def _is_image(self, pixel, axis, stride):
-        """Returns whether positions of a map, whose pixels are `pixel` `[batch, length]`, belong to the image."""
+        """Returns whether positions of a map belong to the image, `[batch, length]`.
+
+        `pixel` `[batch, length]` is the pixel of each position.
+        """
         inside = jnp.arange(pixel.shape[1]) < self.of_map(stride)[:, axis, None]
         return inside & (pixel < self.sizes[:, axis, None])
 
 
 def full_extents(shape: Sequence[int]) -> Extents:
-    """Returns the extents of images `[batch, height, width, channels]` without padding."""
+    """Returns the extents of unpadded images `[batch, height, width, channels]`."""
     sizes = jnp.broadcast_to(jnp.array(shape[1:3], jnp.int32), (shape[0], 2))
     return Extents(sizes, sizes)
 
 
 def nearest_index(source: jax.Array, target: jax.Array, length: int) -> jax.Array:
-    """Returns the source position of each target position in a resize by nearest neighbors, as in torch.
+    """Returns the source position of each target position, by nearest neighbors.
 
-    `min(floor(float32(i) * float32(source / target)), source - 1)`, product and quotient in float32.
+    `min(floor(float32(i) * float32(source / target)), source - 1)`, product and quotient in float32, as in a resize of
+    torch.
 
     Args:
       source: int32 `[batch]`, number of source positions.
@@ -138,7 +147,10 @@ def rounded_quotient(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
 
 
 def _closest_quotient(quotient, numerator, denominator):
-    """Returns that of the floats within 2 units of `quotient` whose product with `denominator` is the closest."""
+    """Returns the float whose product with `denominator` is closest to `numerator`.
+
+    The candidates are the floats within 2 units in the last place of `quotient`.
+    """
     below, above = jnp.nextafter(quotient, 0), jnp.nextafter(quotient, jnp.inf)
     candidates = jnp.stack([jnp.nextafter(below, 0), below, quotient, above, jnp.nextafter(above, jnp.inf)])
     # The upper 12 bits, so that both products below are exact.
@@ -173,7 +185,10 @@ def sine_positions(mask: jax.Array, dim: int) -> jax.Array:
 
 
 def _rectangle(rows, columns):
-    """Returns the product of indicators `[batch, height]` and `[batch, width]`, `[batch, height, width]`."""
+    """Returns the product of indicators of rows and columns.
+
+    Indicators are `[batch, height]` and `[batch, width]`, their product `[batch, height, width]`.
+    """
     return rows[:, :, None] & columns[:, None, :]
 
 

@@ -1,4 +1,4 @@
-"""Projections of a backbone's maps and tokens to one width, and cross-scale fusion.
+"""Projection of a backbone's maps and tokens to one width, and cross-scale fusion.
 
 All statistics and convolutions stop at the extent (see `masks`): positions outside it are 0.
 """
@@ -38,7 +38,10 @@ def torch_dense(features: int, inputs: int, dtype: jnp.dtype, name: str) -> laye
 
 
 class GroupNorm(layers.ReadsParams, nn.Module):
-    """Normalizes 32 groups of channels over the positions inside the extents; statistics in float32."""
+    """Normalizes 32 groups of channels over the positions inside the extents.
+
+    The statistics are computed in float32.
+    """
 
     dtype: jnp.dtype = jnp.float32
     epsilon: float = 1e-5
@@ -79,7 +82,10 @@ class Projection(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, inside: jax.Array | None = None) -> jax.Array:
-        """Returns `[batch, *positions, dim]` of x `[batch, *positions, channels]`; `inside` as in `GroupNorm`."""
+        """Projects x `[batch, *positions, channels]` to `[batch, *positions, dim]`.
+
+        `inside` is as in `GroupNorm`.
+        """
         return GroupNorm(self.dtype, name="norm")(xavier_dense(self.dim, self.dtype, "linear")(x), inside)
 
 
@@ -90,7 +96,10 @@ class ResidualUnit(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, inside: jax.Array) -> jax.Array:
-        """Returns `[batch, height, width, channels]`; the 3x3 convolution reads 0 outside `inside`."""
+        """Returns `[batch, height, width, channels]`.
+
+        The 3x3 convolution reads 0 outside `inside`.
+        """
         hidden = torch_dense(FUSION_WIDTH, x.shape[-1], self.dtype, "conv1")(nn.relu(x))
         hidden = jnp.where(inside[..., None], nn.relu(hidden), 0)
         bias = torch_bias(9 * FUSION_WIDTH)
@@ -101,11 +110,13 @@ class ResidualUnit(nn.Module):
 
 
 class CrossScaleFusion(nn.Module):
-    """A top-down pyramid: each map receives the coarser ones (ViDT+, Song et al., 2022).
+    """A top-down pyramid: each map receives the coarser maps.
 
     Attributes:
       dim: number of channels of all outputs.
       dtype: of the computation.
+
+    ViDT+ (Song et al., 2022).
     """
 
     dim: int

@@ -1,7 +1,8 @@
-"""Reads and writes the weights of published detectors: Swin classifiers, and checkpoints of ViDT and VkD.
+"""Reads and writes the weights of published detectors.
 
-Names and layouts are those of the published programs' state dicts. A checkpoint of a VkD student has projectors beside
-the detector; they are left out, so that the student can be a teacher.
+The weights are Swin classifiers, and checkpoints of ViDT and VkD. Names and layouts are those of the published
+programs' state dicts. A checkpoint of a VkD student has projectors beside the detector; they are left out, so that the
+student can be a teacher.
 """
 
 import logging
@@ -159,7 +160,9 @@ def unused_shapes(params: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def load(path: str | Path, params: Mapping[str, Any]) -> dict:
-    """Loads a detector by `load_detector`, or its backbone alone by `load_backbone`, as the names of the file have it.
+    """Loads a detector by `load_detector`, or its backbone by `load_backbone`.
+
+    A file is that of a detector if a name in it begins with `backbone.`.
 
     Raises:
       UserError: as these functions.
@@ -228,8 +231,9 @@ def load_backbone(path: str | Path, params: Mapping[str, Any]) -> dict:
 
 
 def backbone_tensors(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Returns the tensors of a Swin classifier that a detector's backbone takes over, under Swin's names.
+    """Returns the tensors of a Swin classifier that a detector's backbone has.
 
+    The names are Swin's.
     timm's later releases count a merging to the stage behind it: `layers.1.downsample` is `layers.0.downsample` here.
     """
     tensors = {name: array for name, array in state.items() if not _OF_CLASSIFIER.fullmatch(name)}
@@ -260,7 +264,10 @@ def _read(path):
 
 
 def _is_surplus(name, wanted):
-    """Returns whether a tensor of a checkpoint is without use in a detector that wants other names."""
+    """Returns whether a tensor of a checkpoint is without use in a detector.
+
+    `wanted` has the names of the detector's tensors.
+    """
     # Without refinement one head has an entry for each level.
     shared = re.sub(r"^(class_embed|bbox_embed|iou_embed)\.\d+\.", r"\1.0.", name)
     one_head = shared in wanted and re.sub(r"\.0\.", ".1.", shared, count=1) not in wanted

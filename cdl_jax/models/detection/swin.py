@@ -1,8 +1,10 @@
-"""Swin Transformer (Liu et al., 2021) with the reconfigured attention of ViDT (Song et al., 2022).
+"""Swin Transformer with the reconfigured attention of ViDT.
 
 Detection tokens pass through all stages beside the patches. Patches attend within (shifted) windows; detection tokens
 attend to each other and, in cross stages, to all patches. Images lie in extents, extents in canvases (see `masks`): the
 padding of windows and the wrap-around of shifts are those of the extent.
+
+Swin Transformer (Liu et al., 2021), ViDT (Song et al., 2022).
 """
 
 from collections.abc import Sequence
@@ -37,7 +39,7 @@ class Keys:
 
 
 def relative_positions(window: int) -> jax.Array:
-    """Returns the row of the bias table of each query and key, int `[window^2, window^2]`.
+    """Returns rows of the bias table by query and key, int `[window^2, window^2]`.
 
     >>> relative_positions(2)[0].tolist()
     [4, 3, 1, 0]
@@ -47,7 +49,10 @@ def relative_positions(window: int) -> jax.Array:
 
 
 def to_windows(x: jax.Array, window: int) -> jax.Array:
-    """Divides maps `[batch, height, width, ...]` into windows `[batch, windows, window^2, ...]`, row by row."""
+    """Divides maps into windows, row by row.
+
+    Maps are `[batch, height, width, ...]`, windows `[batch, windows, window^2, ...]`.
+    """
     batch, height, width, *rest = x.shape
     x = x.reshape(batch, height // window, window, width // window, window, *rest)
     return x.swapaxes(2, 3).reshape(batch, -1, window**2, *rest)
@@ -61,7 +66,9 @@ def from_windows(x: jax.Array, window: int, shape: Sequence[int]) -> jax.Array:
 
 
 def shift_regions(extents: jax.Array, shape: Sequence[int], window: int) -> jax.Array:
-    """Returns the regions of the windows of a shifted map; patches attend only within their region.
+    """Returns the regions of the windows of a shifted map.
+
+    Patches attend only within their region.
 
     Args:
       extents: int32 `[batch, 2]`, (height, width) of the extents.
@@ -85,12 +92,17 @@ def shift_regions(extents: jax.Array, shape: Sequence[int], window: int) -> jax.
 
 
 def shift_mask(regions: jax.Array) -> jax.Array:
-    """Returns what is added to the logits, `[..., queries, keys]`: -100 between different regions `[..., patches]`."""
+    """Returns the mask that is added to the logits, `[..., queries, keys]`.
+
+    The mask is -100 between different regions `[..., patches]`, else 0.
+    """
     return jnp.where(regions[..., :, None] == regions[..., None, :], 0, MASKED)
 
 
 class ReconfiguredAttention(layers.ReadsParams, nn.Module):
-    """Window attention of patches and global attention of detection tokens, with shared weights.
+    """Window attention of patches and global attention of detection tokens.
+
+    Both have the same weights.
 
     Attributes:
       heads: number of attention heads.
@@ -160,7 +172,10 @@ class ReconfiguredAttention(layers.ReadsParams, nn.Module):
 
 
 def _attend(query, key, value, bias):
-    """Returns softmax(query key^T / sqrt(channels) + bias) value, all `[..., tokens, heads, channels]`."""
+    """Returns softmax(query key^T / sqrt(channels) + bias) value.
+
+    Query, key, value and result are `[..., tokens, heads, channels]`.
+    """
     scale = query.shape[-1] ** -0.5
     logits = jnp.einsum("...qhc,...khc->...hqk", query * scale, key, preferred_element_type=wide(query.dtype))
     weights = nn.softmax(logits + bias, axis=-1).astype(value.dtype)
@@ -231,14 +246,20 @@ class Block(nn.Module):
 
 
 class Merging(nn.Module):
-    """Joins 2 x 2 patches to one of `features` channels; detection tokens are repeated four times along channels."""
+    """Joins 2 x 2 patches to one of `features` channels.
+
+    Detection tokens are repeated four times along channels.
+    """
 
     features: int
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, patches: jax.Array, tokens: jax.Array, inside: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Returns patches `[batch, ceil(height / 2), ceil(width / 2), features]` and tokens."""
+        """Returns the merged patches and tokens.
+
+        Merged patches are `[batch, ceil(height / 2), ceil(width / 2), features]`.
+        """
         height, width = patches.shape[1:3]
         x = jnp.where(inside[..., None], patches, 0)
         x = jnp.pad(x, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)))

@@ -1,7 +1,9 @@
-"""ViDT (Song et al., 2022): a Swin Transformer with detection tokens, and a decoder without an encoder.
+"""ViDT: a Swin Transformer with detection tokens, and a decoder without encoder.
 
 `apply(variables, images, sizes, extents)` returns a dict of predictions and intermediate outputs. Images lie in extents
 and extents in canvases, see `masks`; the outputs depend on sizes and extents, not on the canvas.
+
+Song et al. (2022).
 """
 
 import math
@@ -121,14 +123,19 @@ class Perceptron(nn.Module):
 
 
 def _with_key(init, key, number):
-    """Returns the initializer with a fixed key instead of that of its parameter, if there is a key."""
+    """Returns the initializer with a fixed key instead of that of its parameter.
+
+    If `key` is None, the initializer is unchanged.
+    """
     if key is None:
         return init
     return lambda _, *shape_and_dtype: init(jax.random.fold_in(key, number), *shape_and_dtype)
 
 
 class Heads(nn.Module):
-    """Heads of classes, boxes and IoUs; with refinement one of each for every level, which start equal.
+    """Heads of classes, boxes and IoUs.
+
+    With refinement each level has one of each. They start equal, except for the bias of the boxes of level 0.
 
     Attributes:
       num_classes: number of sigmoid outputs.
@@ -166,7 +173,7 @@ class Heads(nn.Module):
         return self._of_level(self.class_embed, level)(x)
 
     def boxes(self, level: int, x: jax.Array) -> jax.Array:
-        """Returns the changes of the boxes of a level before the sigmoid, `[batch, queries, 4]`."""
+        """Returns the box changes of a level before the sigmoid, `[batch, queries, 4]`."""
         return self._of_level(self.bbox_embed, level)(x)
 
     def ious(self, level: int, x: jax.Array) -> jax.Array:
@@ -178,19 +185,28 @@ class Heads(nn.Module):
 
 
 def _small_boxes(_, shape, dtype=jnp.float32):
-    """Returns the initial bias of the boxes of level 0: a width and height of sigmoid(-2)."""
+    """Returns the initial bias of the boxes of level 0.
+
+    Width and height are sigmoid(-2).
+    """
     return jnp.array([0, 0, -2, -2], dtype)
 
 
 class TokenLabels(nn.Module):
-    """Class logits at each position of the maps, 0 features at padding and at positions close to the border."""
+    """Class logits at each position of the maps.
+
+    Features are 0 at padding and at positions close to the border.
+    """
 
     num_classes: int
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, maps: Sequence[jax.Array], levels: "Levels") -> tuple[jax.Array, ...]:
-        """Returns `[batch, height, width, num_classes]` of each map `[batch, height, width, dim]`."""
+        """Returns the logits of each map, `[batch, height, width, num_classes]`.
+
+        A map is `[batch, height, width, dim]`.
+        """
         dim = maps[0].shape[-1]
         linear, norm = neck.torch_dense(dim, dim, self.dtype, "enc_output"), layer_norm("enc_output_norm", self.dtype)
         bias = nn.initializers.constant(_NO_OBJECT)
@@ -221,7 +237,10 @@ class Levels:
 
     @classmethod
     def from_maps(cls, maps: Sequence[jax.Array], extents: Extents) -> "Levels":
-        """Returns the levels of the backbone's maps `[batch, height, width, channels]`, fine to coarse."""
+        """Returns the levels of the backbone's maps.
+
+        Maps are `[batch, height, width, channels]`, fine to coarse.
+        """
         pairs = [(stride, x.shape[1:3]) for stride, x in zip(_LEVEL_STRIDES, maps, strict=True)]
         return cls(
             jnp.stack([extents.of_map(stride) for stride, _ in pairs], axis=1),
@@ -235,9 +254,9 @@ class Levels:
         return Levels(self.extents[:, ::-1], self.inside[::-1], self.masks[::-1], self.ratios[:, ::-1])
 
     def proposals(self, level: int) -> jax.Array:
-        """Returns the positions whose center and side lie strictly within (0.01, 0.99), bool.
+        """Returns the positions whose center and side are strictly in (0.01, 0.99).
 
-        The center is relative to the image; the side is 0.05 * 2^level. `[batch, height, width]`.
+        The center is relative to the image; the side is 0.05 * 2^level. Positions are bool `[batch, height, width]`.
         """
         if not 0.01 < 0.05 * 2**level < 0.99:
             return jnp.zeros_like(self.masks[level])
@@ -251,7 +270,10 @@ class Levels:
 
 
 class ViDT(nn.Module):
-    """ViDT with neck. Attributes as in `OPTIONS`; `num_classes` is the number of sigmoid outputs of a query."""
+    """ViDT with neck.
+
+    Attributes are as in `OPTIONS`; `num_classes` is the number of sigmoid outputs of a query.
+    """
 
     embed_dim: int
     depths: Sequence[int]
@@ -284,7 +306,9 @@ class ViDT(nn.Module):
         extents: jax.Array | None = None,
         train: bool = False,
     ) -> dict[str, jax.Array | tuple[jax.Array, ...]]:
-        """Computes predictions of all levels 0..decoder_layers. Level 0 is that of the backbone's tokens.
+        """Computes predictions of all levels 0..decoder_layers.
+
+        Level 0 is that of the backbone's tokens.
 
         Args:
           images: float32 `[batch, height, width, 3]`, normalized, 0 outside the sizes.
@@ -377,7 +401,10 @@ class ViDT(nn.Module):
 
 
 class ViDTWithoutNeck(nn.Module):
-    """ViDT with heads on the tokens of the backbone. Attributes as in `OPTIONS`; softmax over classes and no object."""
+    """ViDT with heads on the tokens of the backbone.
+
+    Attributes are as in `OPTIONS`. The logits are those of a softmax over classes and no object.
+    """
 
     embed_dim: int
     depths: Sequence[int]

@@ -1,4 +1,4 @@
-"""APER (Zhou et al., IJCV 2024; first published as ADAM): prototypes of the adapted and of the frozen backbone.
+"""APER (Zhou et al., IJCV 2024): prototypes of adapted and frozen backbone.
 
 The first task trains an efficient adaptation of the backbone with a cosine classifier. Then the backbone is fixed. The
 features of an image are those of the adapted backbone and those of the pretrained one, concatenated. After each task
@@ -9,7 +9,7 @@ classes, after the last task and as the mean over the tasks: adapters 85.15 and 
 82.17 and 88.46. The authors train by SGD with momentum 0.9, weight decay 5e-4 and a cosine schedule, 20
 epochs, batch 48.
 
-"Revisiting class-incremental learning with pre-trained models", section 4.2.
+"Revisiting class-incremental learning with pre-trained models", section 4.2. APER was first published as ADAM.
 """
 
 import flax.linen as nn
@@ -35,7 +35,10 @@ OPTIONS = {
 
 
 class APER(first_task.FirstTaskLearner):
-    """An adaptation of the first task, and prototypes of the adapted and the pretrained backbone."""
+    """An adaptation of the first task, and prototypes of two backbones.
+
+    The backbones are the adapted and the pretrained one.
+    """
 
     @nn.nowrap
     def passes(self, variables: Variables, context: Context, train: bool) -> tuple[Variables, ...]:
@@ -45,7 +48,10 @@ class APER(first_task.FirstTaskLearner):
 
     @nn.nowrap
     def join_features(self, features: tuple[jax.Array, ...], context: Context, train: bool) -> tuple[jax.Array, ...]:
-        """Returns one array of both features; in training the adapted ones twice, of which the classifier reads one."""
+        """Returns one array of both features.
+
+        In training it has the adapted features twice; the classifier reads one of the two.
+        """
         del context
         return (jnp.concatenate(features * 2 if train else features, axis=1),)
 

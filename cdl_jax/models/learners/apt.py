@@ -1,4 +1,4 @@
-"""APT, additive prompt tuning (Chen et al., ICCV 2025), as CDL's program computes it.
+"""APT, additive prompt tuning (Chen et al., ICCV 2025), as in CDL's program.
 
 In every block one vector is added to the key of the class token and one to its value. All tasks train the same vectors.
 Evaluation uses their moving average over the ends of the tasks. The head compares the normalized class token with class
@@ -61,7 +61,10 @@ class APT(Pool):
 
     @nn.compact
     def __call__(self, query: jax.Array, context: Context, train: bool) -> Selection:
-        """Returns the same prompts for all images: the trained ones in training, else their average."""
+        """Returns the same prompts for all images.
+
+        In training they are the trained prompts, else their average.
+        """
         del query, context
         shape = (2 * self.depth, self.dim)
         trained = self.param("prompts", nn.initializers.normal(0.02), shape)
@@ -86,7 +89,10 @@ class APT(Pool):
 
 
 def teaches_as_saved(options: ConfigDict) -> bool:
-    """Returns whether a teacher's prompts are those of the checkpoint, which has merged them after its student."""
+    """Returns whether a teacher's prompts are those of the checkpoint.
+
+    The average in the checkpoint is merged after the student's training.
+    """
     return options.teacher_prompts == "live"
 
 

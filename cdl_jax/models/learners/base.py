@@ -33,7 +33,10 @@ Variables = Mapping[str, Any]  # {"params": ..., "state": ...}
 
 
 def _mark_hooks(cls, base):
-    """Applies `nn.nowrap` to the hooks of a subclass as to those of `base`: Flax calls them outside of `apply`."""
+    """Applies `nn.nowrap` to the hooks of a subclass as to those of `base`.
+
+    Hooks are called outside of `apply`.
+    """
     for name, hook in vars(base).items():
         function = vars(cls).get(name)
         if getattr(hook, "nowrap", False) and inspect.isfunction(function) and not hasattr(function, "compact"):
@@ -63,11 +66,11 @@ class Selection:
 
 
 class Learner(nn.Module):
-    """A continual learner on a pretrained backbone. Everything has a default: no prompts, frozen weights, one head.
+    """A continual learner on a pretrained backbone.
 
-    Its variables are `{"params": ..., "state": ...}`. The optimizer trains `params`. It does not change `state`, and
-    checkpoints contain both. All methods are pure and compiled once for all tasks. Overriding methods need no
-    `nn.nowrap`.
+    Everything has a default: no prompts, frozen weights, one head. The variables of a learner are `{"params": ...,
+    "state": ...}`. The optimizer trains `params`. It does not change `state`, and checkpoints contain both. All methods
+    are pure and compiled once for all tasks. Overriding methods need no `nn.nowrap`.
 
     Attributes:
       uses_query: whether `__call__` depends on the query, default True. Queries are outputs of a frozen backbone. A
@@ -113,7 +116,9 @@ class Learner(nn.Module):
     def adapt_backbone(
         self, backbone: Mapping[str, Any], variables: Variables, context: Context, train: bool
     ) -> Mapping[str, Any]:
-        """Returns the variables with which the backbone computes, such as W + B A; by default `backbone`.
+        """Returns the variables with which the backbone computes; by default `backbone`.
+
+        A learner may return other weights, such as W + B A.
 
         Args:
           backbone: nested dict of the backbone's variables. Gradients flow to the learner, and to the leaves that
@@ -150,7 +155,7 @@ class Learner(nn.Module):
 
     @nn.nowrap
     def passes(self, variables: Variables, context: Context, train: bool) -> tuple[Variables, ...]:
-        """Returns the learner's variables in each pass of the backbone; by default one pass.
+        """Returns the learner's variables of each backbone pass; by default one pass.
 
         The number of passes is constant. `loss` is the sum over the passes. Named outputs and counts are those of the
         first pass.
@@ -160,7 +165,7 @@ class Learner(nn.Module):
 
     @nn.nowrap
     def join_features(self, features: tuple[jax.Array, ...], context: Context, train: bool) -> tuple[jax.Array, ...]:
-        """Returns the features to which the head is applied; by default those of each pass.
+        """Returns the features for the head; by default those of each pass.
 
         Args:
           features: of each pass, float32 `[batch, dim]`.
@@ -189,7 +194,9 @@ class Learner(nn.Module):
     def complete_selection(
         self, selection: Selection, variables: Variables, outputs: Mapping[str, Any], context: Context, train: bool
     ) -> Selection:
-        """Returns the selection with a loss and counts that depend on the outputs of the pass; by default unchanged.
+        """Returns the completed selection; by default it is unchanged.
+
+        Its loss and counts may depend on the outputs of the pass.
 
         Args:
           selection: the return value of `__call__`.
@@ -203,7 +210,9 @@ class Learner(nn.Module):
 
     @nn.nowrap
     def update_state(self, variables: Variables, outputs: Mapping[str, Any], context: Context) -> Variables:
-        """Returns the new "state" after a training step, such as a moving average; by default {}, no change.
+        """Returns the new "state" after a training step; by default {}, no change.
+
+        An example is a moving average.
 
         Args:
           variables: of the learner before the step.
@@ -224,13 +233,19 @@ class Learner(nn.Module):
 
     @nn.nowrap
     def start_task(self, variables: Variables, context: Context, key: jax.Array) -> Variables:
-        """Returns the variables with which the task of `context` begins; by default `variables`."""
+        """Returns the variables at the start of the task of `context`.
+
+        By default they are `variables`.
+        """
         del context, key
         return variables
 
     @nn.nowrap
     def end_task(self, variables: Variables, context: Context) -> Variables:
-        """Returns the variables to evaluate after the task of `context`, when all networks have learned it."""
+        """Returns the variables to evaluate after the task of `context`.
+
+        All networks have learned the task by then.
+        """
         del context
         return variables
 
@@ -246,7 +261,10 @@ class Learner(nn.Module):
 
     @nn.nowrap
     def teacher_variables(self, variables: Variables) -> Variables:
-        """Returns the variables with which a teacher that has learned the task teaches it, with `train=False`."""
+        """Returns the variables with which a teacher teaches a task.
+
+        The teacher has learned the task, and is applied with `train=False`.
+        """
         return variables
 
 
@@ -259,11 +277,11 @@ class Pool(Learner):
 
 
 class FittedHead(nn.Module):
-    """A head that is fitted in closed form at the end of each task, from statistics of its training images.
+    """A head that is fitted in closed form at the end of each task.
 
-    After the network's last training step of a task, each training image passes the network once, with the
-    preprocessing of evaluation. The statistics are sums over all tasks so far. They are in checkpoints. Evaluations
-    within a task (`eval.every_epochs`) have the head of the task before.
+    The fit is from statistics of the training images. After the network's last training step of a task, each training
+    image passes the network once, with the preprocessing of evaluation. The statistics are sums over all tasks so far.
+    They are in checkpoints. Evaluations within a task (`eval.every_epochs`) have the head of the task before.
 
     `__call__` maps features `[batch, width]` to logits `[batch, classes]`. The optimizer trains the head's "params"
     before the fit. Arrays that only `fit` sets are in its collection "state".
@@ -283,7 +301,9 @@ class FittedHead(nn.Module):
 
     @nn.nowrap
     def statistics_input(self, variables: Variables, features: jax.Array) -> jax.Array:
-        """Returns the features from which statistics are made, such as a projection; by default `features`.
+        """Returns the features for the statistics; by default `features`.
+
+        An example is a projection of the features.
 
         Args:
           variables: of the head, `{"params": ..., "state": ...}`.
@@ -328,9 +348,9 @@ def l2_normalize(x: jax.Array) -> jax.Array:
 
 
 def batchwise_top_k(indices: jax.Array, pool_size: int, top_k: int, weight: jax.Array | None = None) -> jax.Array:
-    """Selects the `top_k` rows of the pool that most images of the batch select, for all images.
+    """Selects the `top_k` rows that most images of the batch select, for all images.
 
-    The batch is the global batch, over all devices.
+    The rows are those of the pool. The batch is the global batch, over all devices.
 
     Args:
       indices: int32 `[batch, top_k]`, the rows that each image selects.

@@ -1,4 +1,4 @@
-"""CODA-Prompt (Smith et al., CVPR 2023) in the prefix form of its own and of CDL's program.
+"""CODA-Prompt (Smith et al., CVPR 2023) in the prefix form of its and CDL's code.
 
 The prompt of an image is a weighted sum of components. Each task adds its share of them. The weight of a component is
 the cosine between its key and the product of the query with its attention vector. In training, components of earlier
@@ -78,14 +78,19 @@ class CODA(Pool):
 
     @nn.nowrap
     def start_task(self, variables: Variables, context: Context, key: jax.Array) -> Variables:
-        """Initializes the rows of the task. Those of the first task are initialized with the parameters."""
+        """Initializes the rows of the task.
+
+        The rows of the first task are initialized with the parameters.
+        """
         return {**variables, "params": start_task(variables["params"], self.rows_per_task, context.task, key)}
 
 
 def component_pools(
     module: nn.Module, layer: int, pool_size: int, rows_per_task: int, length: int, dim: int, key_dim: int
 ) -> list[jax.Array]:
-    """Declares the parameters of one layer in `module`, with the rows of the first task initialized.
+    """Declares the parameters of one layer in `module`.
+
+    The rows of the first task are initialized.
 
     Returns:
       `prompts_<layer>` `[pool_size, length, dim]`, `keys_<layer>` and `attention_<layer>` `[pool_size, key_dim]`.
@@ -97,7 +102,9 @@ def component_pools(
 def declare_pools(
     module: nn.Module, layer: int, rows_per_task: int, shapes: Mapping[str, tuple[int, ...]]
 ) -> list[jax.Array]:
-    """Declares parameters `<name>_<layer>` of one layer in `module`, with the rows of the first task initialized.
+    """Declares parameters `<name>_<layer>` of one layer in `module`.
+
+    The rows of the first task are initialized.
 
     Args:
       module: the learner.
@@ -162,13 +169,13 @@ def active_rows(rows: jax.Array, start: jax.Array, end: jax.Array, train: bool) 
 
 
 def weighted_sum(query: jax.Array, prompts: jax.Array, keys: jax.Array, attention: jax.Array) -> jax.Array:
-    """Computes `sum_k cos(q_b * A_k, K_k) P_k` of components P with keys K and attention vectors A.
+    """Computes the weighted sum of components, `sum_k cos(q_b * A_k, K_k) P_k`.
 
     Args:
       query: q, `[batch, key_dim]`.
-      prompts: P, `[pool_size, length, dim]`.
+      prompts: components P, `[pool_size, length, dim]`.
       keys: K, `[pool_size, key_dim]`.
-      attention: A, `[pool_size, key_dim]`.
+      attention: attention vectors A, `[pool_size, key_dim]`.
 
     Returns:
       `[batch, length, dim]`.
@@ -177,15 +184,19 @@ def weighted_sum(query: jax.Array, prompts: jax.Array, keys: jax.Array, attentio
 
 
 def component_weights(query: jax.Array, keys: jax.Array, attention: jax.Array) -> jax.Array:
-    """Computes `cos(q_b * A_k, K_k)`, see `weighted_sum`: `[batch, pool_size]`, 0 for rows of zeros."""
+    """Computes `cos(q_b * A_k, K_k)`, `[batch, pool_size]`, see `weighted_sum`.
+
+    The weights of rows of zeros are 0.
+    """
     return jnp.einsum("bkd,kd->bk", l2_normalize(query[:, None] * attention), l2_normalize(keys))
 
 
 def orthogonal_rows(rows: jax.Array, normal: jax.Array, start: jax.Array) -> jax.Array:
-    """Replaces the rows from `start` on by unit vectors orthogonal to the rows before them (Gram-Schmidt).
+    """Replaces the rows from `start` on by unit vectors orthogonal to earlier rows.
 
-    `u_k = v_k - sum_{j<k} (v_k . u_j / u_j . u_j) u_j` over all earlier rows as they are; then `|u_k| = 1`. If training
-    has made earlier rows dependent on one another, the new rows are not quite orthogonal to them.
+    Gram-Schmidt: `u_k = v_k - sum_{j<k} (v_k . u_j / u_j . u_j) u_j` over all earlier rows as they are; then
+    `|u_k| = 1`. If training has made earlier rows dependent on one another, the new rows are not quite orthogonal to
+    them.
 
     Args:
       rows: `[pool_size, ...]`. Rows before `start` are unchanged.
@@ -254,7 +265,10 @@ def check_growth(
 
 
 def _orthogonality_loss(rows, end):
-    """Computes the mean of `(Z Z^T - 1)^2` over the entries of the first `end` rows Z; later rows are zero."""
+    """Computes the mean of `(Z Z^T - 1)^2` over its entries.
+
+    Z are the first `end` rows; later rows are zero.
+    """
     flat = rows.reshape(len(rows), -1)
     diagonal = jnp.diag((jnp.arange(len(flat)) < end).astype(flat.dtype))
     return ((flat @ flat.T - diagonal) ** 2).sum() / end**2

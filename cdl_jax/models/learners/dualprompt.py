@@ -1,4 +1,4 @@
-"""DualPrompt (Wang et al., ECCV 2022) as CODA-Prompt's and CDL's programs have it, or as its authors have it.
+"""DualPrompt (Wang et al., ECCV 2022) as in CODA-Prompt's, CDL's or its own code.
 
 The first blocks have a general prompt, the same for all images. The next blocks have an expert prompt of the task. In
 training the images of a task get the row of the task. At test time an image gets the row whose key has the largest
@@ -142,14 +142,20 @@ class DualPrompt(Pool):
         return Selection(prompts, loss, selected)
 
     def _key_loss(self, similarity):
-        """Computes the loss that pulls the task's key towards the queries, from their cosines `[batch]`."""
+        """Computes the loss that pulls the task's key towards the queries.
+
+        `similarity` `[batch]` has the cosines of the key and the queries.
+        """
         if self.key_loss == "similarity":
             return -similarity.mean()
         return (1 - similarity).mean() if self.key_loss == "mean" else (1 - similarity).sum()
 
     @nn.nowrap
     def start_task(self, variables: Variables, context: Context, key: jax.Array) -> Variables:
-        """Copies the expert prompts of the last task to the row of the new task if `init_from_previous_task` is set."""
+        """Copies the expert prompts of the last task to the row of the new task.
+
+        Without `init_from_previous_task` the variables are unchanged.
+        """
         del key
         if not self.init_from_previous_task:
             return variables

@@ -1,4 +1,4 @@
-"""EASE (Zhou et al., CVPR 2024): adapters of their own for each task, and prototypes in the space of each of them.
+"""EASE (Zhou et al., CVPR 2024): each task's adapters, prototypes in their spaces.
 
 Each task trains new adapters beside the MLPs, and a cosine classifier that is discarded. The features of an image are
 those with the adapters of each task so far: T + 1 tasks need T + 1 passes; here all tasks of the stream have a pass in
@@ -87,7 +87,10 @@ class SubspaceHead(FittedHead):
 
     @nn.nowrap
     def fit(self, variables: Variables, statistics: Mapping[str, jax.Array], context: Context) -> Variables:
-        """Returns the variables with the prototypes of all classes so far in the spaces of all tasks so far."""
+        """Returns the variables with completed prototypes.
+
+        The prototypes are those of all classes so far in the spaces of all tasks so far.
+        """
         means = class_means(statistics).reshape(self.num_classes, self.num_tasks, -1)
         is_seen = statistics["counts"] > 0
         prototypes = complete_prototypes(means, statistics["tasks"], is_seen, context.task)
@@ -95,7 +98,7 @@ class SubspaceHead(FittedHead):
 
 
 def space_weights(tasks: jax.Array, last: jax.Array, num_tasks: int, alpha: float) -> jax.Array:
-    """Returns the weight of each space in the score of each class, float32 `[classes, tasks]`.
+    """Returns each space's weight in each class's score, float32 `[classes, tasks]`.
 
     Args:
       tasks: int32 `[classes]`, the task of each class.
@@ -113,7 +116,9 @@ def space_weights(tasks: jax.Array, last: jax.Array, num_tasks: int, alpha: floa
 
 
 def complete_prototypes(means: jax.Array, tasks: jax.Array, is_seen: jax.Array, last: jax.Array) -> jax.Array:
-    """Returns the prototypes in all spaces, float32 `[classes, tasks, dim]`; zeros in spaces after the last task.
+    """Returns the prototypes in all spaces, float32 `[classes, tasks, dim]`.
+
+    Prototypes in spaces after the last task are zeros.
 
     Args:
       means: float32 `[classes, tasks, dim]`, the mean features of each class in each space. Those in the spaces of
@@ -179,7 +184,10 @@ class EASE(Learner):
 
     @nn.nowrap
     def start_task(self, variables: Variables, context: Context, key: jax.Array) -> Variables:
-        """Returns new adapters for each task but the first, which has those of `init_variables`."""
+        """Returns new adapters for each task but the first.
+
+        The first task has the adapters of `init_variables`.
+        """
         new = init_bottlenecks(key, self.depth, self.dim, self.rank)
         params = jax.tree.map(lambda a, b: jnp.where(context.task > 0, a, b), new, variables["params"])
         return {**variables, "params": params}
@@ -202,13 +210,19 @@ class EASE(Learner):
 
     @nn.nowrap
     def join_features(self, features: tuple[jax.Array, ...], context: Context, train: bool) -> tuple[jax.Array, ...]:
-        """Returns the features of all spaces; in training those of the task's adapters in the place of each."""
+        """Returns the features of all spaces.
+
+        In training the features of the task's adapters are repeated for each space.
+        """
         del context
         return (jnp.concatenate(features * (self.num_tasks if train else 1), axis=1),)
 
     @nn.nowrap
     def join_logits(self, logits: tuple[jax.Array, ...], context: Context, train: bool) -> jax.Array:
-        """Returns the logits of the cosine classifier in training, of the prototypes in evaluation."""
+        """Returns the logits of the cosine classifier or of the prototypes.
+
+        Training has those of the cosine classifier, evaluation those of the prototypes.
+        """
         del context
         return select_logits(logits, train)
 

@@ -1,7 +1,8 @@
-"""Sequential fine-tuning of the backbone: the lower bound of learners that change its weights.
+"""Sequential fine-tuning of the backbone.
 
-All weights of the selected layers are trained on each task, with nothing against forgetting. All classes in one task
-(`joint=true` of the configs) give the upper bound.
+All weights of the selected layers are trained on each task, with nothing against forgetting. Fine-tuning is the lower
+bound of learners that change the weights of the backbone. All classes in one task (`joint=true` of the configs) give
+the upper bound.
 """
 
 from typing import ClassVar

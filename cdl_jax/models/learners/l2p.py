@@ -1,8 +1,8 @@
-"""L2P (Wang et al., CVPR 2022) in the prefix form of CODA-Prompt's and CDL's programs, or as its authors have it.
+"""L2P (Wang et al., CVPR 2022) as in CODA-Prompt's, CDL's or its own code.
 
 Each prompted layer has a pool of prompts with keys. An image gets the `top_k` prompts whose keys have the largest
-cosine with its query. Half of the vectors of a prompt become keys, the other half values of the layer's attention.
-Layer 0 is prompted, or with `deep` layers 0 to 4.
+cosine with its query. By default prompts are prefixes, as in CODA-Prompt's and CDL's code. Half of the vectors of a
+prompt become keys, the other half values of the layer's attention. Layer 0 is prompted, or with `deep` layers 0 to 4.
 
 `OFFICIAL` sets what differs in the authors' program (github.com/google-research/l2p). Prompts are tokens before those
 of the image from block 0 on. The head reads the mean of their outputs. All images of a batch get the same prompts.
@@ -144,10 +144,10 @@ class L2P(Pool):
         return Selection(prompts, loss, selected, tokens)
 
     def _key_loss(self, similarity, indices):
-        """Computes the loss that pulls the selected keys towards the query: `mean_b sum_j (1 - cos(q_b, k_bj))`.
+        """Computes the loss that pulls the selected keys towards the query.
 
-        "similarity" is `mean_b sum_j -cos(q_b, k_bj)`. "legacy_sum" is `sum_b sum_i sum_j (1 - cos(q_b, k_ij))`, with
-        the keys that *every* image i selects.
+        "mean" is `mean_b sum_j (1 - cos(q_b, k_bj))`. "similarity" is `mean_b sum_j -cos(q_b, k_bj)`. "legacy_sum" is
+        `sum_b sum_i sum_j (1 - cos(q_b, k_ij))`, with the keys that *every* image i selects.
 
         Args:
           similarity: float32 `[batch, pool_size]`, cosines of queries and keys.

@@ -1,4 +1,4 @@
-"""LAE (Gao et al., ICCV 2023): adapters that are trained, and their moving average; both predict.
+"""LAE (Gao et al., ICCV 2023): trained adapters and their moving average predict.
 
 Learning: the trained adapters are constants in the first epochs of each task but the first, while the head learns.
 Accumulation: after each step the offline adapters become `decay offline + (1 - decay) trained`. They start as a copy of
@@ -70,7 +70,10 @@ class LAE(Learner):
 
     @nn.compact
     def __call__(self, query: jax.Array, context: Context, train: bool) -> Selection:
-        """Returns the adapters of the parameters, as constants in the first epochs of a task."""
+        """Returns the adapters of the parameters.
+
+        The adapters are constants in the first epochs of each task but the first.
+        """
         params = self.variables["params"]
         if train:
             is_constant = (context.task > 0) & (context.epoch < self.constant_epochs)
@@ -95,9 +98,10 @@ class LAE(Learner):
 
     @nn.nowrap
     def update_state(self, variables: Variables, outputs: Mapping[str, Any], context: Context) -> Variables:
-        """Returns the average with the adapters before this step, which are those after the last one.
+        """Returns the average with the adapters before this step.
 
-        The first step of a task has no last one; `end_task` adds the adapters after the last step.
+        These are the adapters after the previous step. The first step of a task has no previous step; `end_task` adds
+        the adapters after the last step.
         """
         del outputs
         is_first = (context.epoch == 0) & (context.step == 0)
@@ -115,7 +119,10 @@ class LAE(Learner):
 
     @nn.nowrap
     def end_task(self, variables: Variables, context: Context) -> Variables:
-        """Returns the average with the adapters after the last step; after the first task these adapters."""
+        """Returns the average with the adapters after the last step.
+
+        After the first task the average is these adapters.
+        """
         return {**variables, "state": {"offline": self._average(variables, context)}}
 
     @nn.nowrap
@@ -137,7 +144,7 @@ def _parallel_gelu(params, x, y):
 
 
 def teaches_as_saved(options: ConfigDict) -> bool:
-    """Returns False: the average of the checkpoint has one more step than the average that teaches."""
+    """Returns False: the checkpoint's average has one more step than the teacher's."""
     del options
     return False
 

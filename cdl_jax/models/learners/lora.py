@@ -1,4 +1,4 @@
-"""LoRA (Hu et al., ICLR 2022): low-rank updates of the attention's matrices, of all tasks or one for each task.
+"""LoRA (Hu et al., ICLR 2022): low-rank updates of the attention's matrices.
 
 The kernel W of a matrix becomes `W + (alpha / rank) A B`. A starts from U(-1/sqrt(dim), 1/sqrt(dim)), B from zeros. The
 pretrained kernel is constant. Sequential training of one set is `per_task="one"`. With `per_task="sum"` the sets of
@@ -79,7 +79,10 @@ class LoRA(Learner):
 
     @nn.nowrap
     def start_task(self, variables: Variables, context: Context, key: jax.Array) -> Variables:
-        """Returns a new set for each task but the first, which has that of `init_variables`."""
+        """Returns a new set for each task but the first.
+
+        The first task has the set of `init_variables`. With `per_task="one"` the variables are unchanged.
+        """
         if self.per_task == "one":
             return variables
         new = self._new_set(key)
@@ -95,7 +98,7 @@ class LoRA(Learner):
     def adapt_backbone(
         self, backbone: Mapping[str, Any], variables: Variables, context: Context, train: bool
     ) -> Mapping[str, Any]:
-        """Returns the backbone with the updates of the kernels of queries, keys and values."""
+        """Returns the backbone with updated kernels of queries, keys and values."""
         weights = flatten_dict(backbone)
         for block, update in enumerate(self._updates(variables, context, train)):
             columns = [jnp.zeros((self.dim, self.dim))] * 3

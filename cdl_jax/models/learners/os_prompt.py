@@ -1,4 +1,4 @@
-"""OS-Prompt (Kim et al., ECCV 2024): prompts that are selected by the class token of the same pass.
+"""OS-Prompt (Kim et al., ECCV 2024): prompts selected by the pass's class token.
 
 As in CODA-Prompt the prompt of a block is a weighted sum of components, and each task adds its share of them. The
 weight of a component is the cosine of its key and the query. The query is the class token at the input of the block, so
@@ -67,12 +67,18 @@ class OSPrompt(Pool):
 
     @property
     def uses_query(self) -> bool:
-        """Returns whether a query of the frozen backbone is computed, the reference of the regularization."""
+        """Returns whether a query of the frozen backbone is computed.
+
+        The query is the reference of the regularization.
+        """
         return self.regularization > 0
 
     @nn.compact
     def __call__(self, query: jax.Array, context: Context, train: bool) -> Selection:
-        """Returns functions from the class tokens to the prompts; `selected` has the weights of the reference."""
+        """Returns functions from the class tokens to the prompts.
+
+        `selected` has the weights of the reference.
+        """
         prompts, reference = {}, {}
         shapes = {"prompts": (self.pool_size, self.length, self.dim), "keys": (self.pool_size, self.dim)}
         for layer in range(self.layers):
@@ -87,7 +93,10 @@ class OSPrompt(Pool):
     def complete_selection(
         self, selection: Selection, variables: Variables, outputs: Mapping[str, Any], context: Context, train: bool
     ) -> Selection:
-        """Returns the selection with the weights of the pass, and with the regularization of all layers as its loss."""
+        """Returns the selection with the weights and the loss of the pass.
+
+        The loss is the regularization of all layers.
+        """
         selected, loss = {}, jnp.zeros(())
         is_active = jnp.arange(self.pool_size) < (context.task + 1) * self.rows_per_task
         for layer in range(self.layers):
@@ -100,7 +109,10 @@ class OSPrompt(Pool):
 
     @nn.nowrap
     def start_task(self, variables: Variables, context: Context, key: jax.Array) -> Variables:
-        """Initializes the rows of the task. Those of the first task are initialized with the parameters."""
+        """Initializes the rows of the task.
+
+        The rows of the first task are initialized with the parameters.
+        """
         return {**variables, "params": coda.start_task(variables["params"], self.rows_per_task, context.task, key)}
 
     @nn.nowrap
@@ -111,7 +123,10 @@ class OSPrompt(Pool):
 
 
 def component_weights(query: jax.Array, keys: jax.Array) -> jax.Array:
-    """Returns the cosines of queries `[batch, dim]` and keys `[pool_size, dim]`; 0 for rows of zeros."""
+    """Returns the cosines of queries `[batch, dim]` and keys `[pool_size, dim]`.
+
+    Cosines with rows of zeros are 0.
+    """
     return l2_normalize(query.astype(jnp.float32)) @ l2_normalize(keys).T
 
 

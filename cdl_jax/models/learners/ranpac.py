@@ -1,4 +1,4 @@
-"""RanPAC (McDonnell et al., NeurIPS 2023): ridge regression on a random projection of the features.
+"""RanPAC (McDonnell et al., NeurIPS 2023): ridge regression on random projections.
 
 The first task trains adapters with a cosine classifier (phase 1). Then the backbone is fixed. Features f become
 `h = relu(f W)` with random numbers W from N(0, 1). The head is the ridge regression from h to one-hot labels, from the
@@ -152,7 +152,7 @@ def solve_ridge(gram: jax.Array, cross: jax.Array, ridge: jax.Array | float) -> 
 
 
 def choose_ridge(statistics: Mapping[str, jax.Array]) -> jax.Array:
-    """Returns the ridge of `RIDGES` with the least squared error on the images that are held out.
+    """Returns the ridge of `RIDGES` with the least squared error on held-out images.
 
     The error of a kernel K is `tr(K^T G K) - 2 tr(K^T Q)` and a constant, of the Gram matrix G of these images and Q.
 

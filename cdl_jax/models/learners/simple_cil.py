@@ -1,4 +1,4 @@
-"""SimpleCIL (Zhou et al., IJCV 2024): the mean features of each class, on the frozen backbone.
+"""SimpleCIL (Zhou et al., IJCV 2024): mean features of classes, frozen backbone.
 
 Nothing is trained. After a task the mean of the class tokens of a class becomes its prototype. An image is assigned to
 the class with the largest cosine. It has no hyperparameters. Published, not checked against the paper, for ViT-B/16

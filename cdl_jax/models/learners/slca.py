@@ -1,4 +1,4 @@
-"""SLCA (Zhang et al., ICCV 2023): a slowly trained backbone, and a head aligned on Gaussians of all classes.
+"""SLCA (Zhang et al., ICCV 2023): a slow backbone, a head aligned on Gaussians.
 
 Slow learner: all weights are trained on each task, those of the backbone at a hundredth of the head's learning rate.
 Classifier alignment: after each task but the first, a copy of the head is trained on features that are drawn from a
@@ -105,7 +105,10 @@ class AlignedHead(FittedHead):
 
     @nn.nowrap
     def fit(self, variables: Variables, statistics: Mapping[str, jax.Array], context: Context) -> Variables:
-        """Returns the variables with the aligned copy; after the first task it is the trained head."""
+        """Returns the variables with the aligned copy.
+
+        After the first task the copy is the trained head.
+        """
         trained = variables["params"]["trained"]["linear"]
         aligned = align(trained, statistics, context, self.num_tasks, self.alignment)
         aligned = jax.tree.map(lambda old, new: jnp.where(context.task > 0, new, old), trained, aligned)
@@ -113,7 +116,7 @@ class AlignedHead(FittedHead):
 
 
 def covariance_factors(statistics: Mapping[str, jax.Array]) -> jax.Array:
-    """Returns the Cholesky factors of the covariances of the classes, float32 `[classes, dim, dim]`.
+    """Returns Cholesky factors of class covariances, float32 `[classes, dim, dim]`.
 
     Args:
       statistics: of an `AlignedHead`.
@@ -129,9 +132,10 @@ def covariance_factors(statistics: Mapping[str, jax.Array]) -> jax.Array:
 def align(
     head: Variables, statistics: Mapping[str, jax.Array], context: Context, num_tasks: int, alignment: Alignment
 ) -> Variables:
-    """Returns a linear head trained on features drawn from the Gaussians of all classes seen.
+    """Returns a linear head trained on features drawn from Gaussians.
 
-    Each step has `samples` features; each epoch has as many steps as classes have been seen.
+    The Gaussians are those of all classes seen. Each step has `samples` features; each epoch has as many steps as
+    classes have been seen.
 
     Args:
       head: `kernel` `[dim, classes]` and `bias` `[classes]`.
@@ -176,7 +180,9 @@ def align(
 def normalize_logits(
     logits: jax.Array, tasks: jax.Array, is_seen: jax.Array, num_tasks: int, alignment: Alignment
 ) -> jax.Array:
-    """Divides logits by the mean over the tasks seen of the norms of each task's logits, and by the temperature.
+    """Divides logits by the mean norm of the tasks' logits, and by the temperature.
+
+    The mean is over the tasks seen, of the norms of each task's logits.
 
     Args:
       logits: float32 `[batch, classes]`.
@@ -212,7 +218,7 @@ class SLCA(FineTuning):
 
     @nn.nowrap
     def join_logits(self, logits: tuple[jax.Array, ...], context: Context, train: bool) -> jax.Array:
-        """Returns the logits of the trained head in training, of the aligned one in evaluation."""
+        """Returns the trained head's logits in training, else the aligned copy's."""
         del context
         return select_logits(logits, train)
 

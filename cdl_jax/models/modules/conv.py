@@ -1,7 +1,7 @@
-"""Layers with torch's padding for all convolutional families, and the split of a network into stem and tail.
+"""Layers with torch's padding, and the split of a network into stem and tail.
 
-The branches of a branched network share the `stem`. Each branch has its own `tail`, which ends with the pooled features
-and a classifier.
+The layers are for all convolutional families. The branches of a branched network share the `stem`. Each branch has its
+own `tail`, which ends with the pooled features and a classifier.
 
     stem.apply(variables, images, train)  -> (map [batch, height, width, channels], {name: intermediate})
     tail.apply(variables, map, train)     -> (logits [batch, classes], {"features": [batch, dim], ...})
@@ -74,7 +74,9 @@ def conv(
     groups: int = 1,
     dtype: jnp.dtype | None = None,
 ) -> layers.Conv:
-    """Returns a square convolution with a padding of `size // 2` on every side, also at stride 2.
+    """Returns a square convolution with a padding of `size // 2` on every side.
+
+    The padding is the same at stride 2.
 
     Args:
       features: output channels.
@@ -107,5 +109,8 @@ def dense(features: int, inputs: int, *, name: str, zero_bias: bool = False) -> 
 
 
 def global_pool(x: jax.Array) -> jax.Array:
-    """Averages `[batch, height, width, channels]` over all positions to `[batch, channels]`."""
+    """Averages a map over all positions.
+
+    The map is `[batch, height, width, channels]`, its average `[batch, channels]`.
+    """
     return x.mean(axis=(1, 2))

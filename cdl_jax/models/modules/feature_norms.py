@@ -1,7 +1,7 @@
-"""Normalizations of features before they are compared: per image, per channel over the batch, or whitening.
+"""Normalizations of features before they are compared.
 
-All functions map `[rows, channels]` to `[rows, channels]`, compute in float32 and have no parameters (VkD, arXiv
-2403.06213).
+Features are normalized per image, per channel over the batch, or by whitening. Normalizations map `[rows, channels]` to
+`[rows, channels]`, compute in float32 and have no parameters (VkD, arXiv 2403.06213).
 """
 
 import jax
@@ -39,7 +39,10 @@ def normalize(x: jax.Array, kind: str, epsilon: float | None = None) -> jax.Arra
 
 
 def layer_norm(x: jax.Array, epsilon: float = 1e-5) -> jax.Array:
-    """Normalizes each row to mean 0 and variance 1 over its channels, `(x - mean) / sqrt(var + epsilon)`."""
+    """Normalizes each row to mean 0 and variance 1 over its channels.
+
+    The result is `(x - mean) / sqrt(var + epsilon)`.
+    """
     centered = x - x.mean(axis=-1, keepdims=True)
     return centered / jnp.sqrt((centered**2).mean(axis=-1, keepdims=True) + epsilon)
 
@@ -79,7 +82,9 @@ def covariance(x: jax.Array, epsilon: float = 0.0) -> jax.Array:
 
 
 def whiten(x: jax.Array, epsilon: float, root: str = "cholesky") -> jax.Array:
-    """Decorrelates the channels over the rows: `(x - mean)` times an inverse root of the covariance.
+    """Decorrelates the channels over the rows.
+
+    The result is `(x - mean)` times an inverse root of the covariance.
 
     Args:
       x: float32 `[rows, channels]`.

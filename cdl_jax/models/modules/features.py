@@ -1,4 +1,7 @@
-"""Features of networks of all families, layer by layer, for comparing representations and for selecting a memory."""
+"""Features of networks of all families, layer by layer.
+
+The features are for comparing representations and for selecting a memory.
+"""
 
 from collections.abc import Mapping
 

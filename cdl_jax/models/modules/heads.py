@@ -13,7 +13,9 @@ torch_kernel = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 def torch_bias(fan_in: int) -> Callable:
-    """Returns the initializer U(-1/sqrt(fan_in), 1/sqrt(fan_in)) of the bias of torch.nn.Linear.
+    """Returns the initializer of the bias of torch.nn.Linear.
+
+    The bias is from U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
 
     >>> bool((abs(torch_bias(4)(jax.random.key(0), (100,))) <= 0.5).all())
     True
@@ -36,7 +38,9 @@ def is_head(path: Sequence[str]) -> bool:
 
 
 class LinearHead(nn.Module):
-    """A linear layer from features `[batch, dim]` to float32 logits `[batch, num_classes]` of all classes.
+    """A linear layer from features to the logits of all classes.
+
+    Features are `[batch, dim]`, logits float32 `[batch, num_classes]`.
 
     Attributes:
       num_classes: number of logits.
@@ -54,10 +58,10 @@ class LinearHead(nn.Module):
 
 
 class NormalizedHead(nn.Module):
-    """APT's head in CDL, from features `[batch, dim]` to float32 logits `[batch, num_classes]`.
+    """APT's head in CDL.
 
-    Logit c is `LN(x) . W_c / |W_c| + b_c`. The `scale` and `shift` of the layer norm are in the collection "state": the
-    published programs never train them.
+    Features x are `[batch, dim]`, logits float32 `[batch, num_classes]`. Logit c is `LN(x) . W_c / |W_c| + b_c`. The
+    `scale` and `shift` of the layer norm are in the collection "state": the published programs never train them.
     """
 
     num_classes: int

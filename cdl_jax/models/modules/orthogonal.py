@@ -1,8 +1,10 @@
-"""Linear maps with orthonormal columns or rows, after torch's orthogonal parametrization and VkD (arXiv 2403.06213).
+"""Linear maps with orthonormal columns or rows.
 
 A weight `[features, inputs]` is `base @ Q(raw)`. The base is a fixed orthogonal matrix. Q has orthonormal columns for
 any trained `raw`; it depends only on the strictly lower triangle of `raw`. Let n >= k be the two sides of the weight.
 All functions below take `raw` `[n, k]`. A wide weight is the transpose of a tall one.
+
+torch's orthogonal parametrization, and VkD (arXiv 2403.06213).
 """
 
 import math
@@ -14,10 +16,10 @@ from jax.scipy.linalg import expm, solve_triangular
 
 
 def householder(raw: jax.Array, signs: jax.Array) -> jax.Array:
-    """Computes the first k columns of the product of Householder reflections `H_1 ... H_k`.
+    """Computes the first k columns of a product of Householder reflections.
 
-    `H_j = I - 2 v v^T / |v|^2`, where v is `e_j` plus column j of the strictly lower triangle of `raw`. The product is
-    computed in the compact WY form, O(n k^2) (Schreiber and Van Loan, 1989).
+    The product is `H_1 ... H_k` with `H_j = I - 2 v v^T / |v|^2`, where v is `e_j` plus column j of the strictly lower
+    triangle of `raw`. The product is computed in the compact WY form, O(n k^2) (Schreiber and Van Loan, 1989).
 
     Args:
       raw: `[n, k]`.
@@ -71,7 +73,10 @@ def cayley(raw: jax.Array) -> jax.Array:
 
 
 def skew_expm(square: jax.Array, columns: int) -> jax.Array:
-    """Computes the first `columns` columns of `exp((M - M^T) / 2)`, M `[n, n]`, as in the paper."""
+    """Computes the first `columns` columns of `exp((M - M^T) / 2)`, M `[n, n]`.
+
+    This is the map of the VkD paper.
+    """
     return expm((square - square.T) / 2)[:, :columns]
 
 
@@ -79,9 +84,9 @@ MAPS = ("householder", "matrix_exp", "cayley", "skew_expm")
 
 
 def default_map(features: int, inputs: int) -> str:
-    """Returns torch's choice of a map: the exponential for square weights, else Householder.
+    """Returns torch's choice of a map.
 
-    The published programs use it as well.
+    The map is the exponential for square weights, else Householder. The published programs use the same map.
 
     >>> default_map(4, 4), default_map(8, 4)
     ('matrix_exp', 'householder')
@@ -126,10 +131,11 @@ def orthogonal_weight(
 
 
 def init_raw_and_base(initial: jax.Array, completion: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns the `(raw, base)` of a weight that starts at the orthogonal factor of `initial`.
+    """Returns the `(raw, base)` of a weight.
 
-    The base is the Q factor (with a positive diagonal of R) of the tall `initial` and `completion` side by side. `raw`
-    is minus the identity, for which every map gives the first columns of the identity.
+    The weight starts at the orthogonal factor of `initial`. The base is the Q factor (with a positive diagonal of R) of
+    the tall `initial` and `completion` side by side. `raw` is minus the identity, for which every map gives the first
+    columns of the identity.
 
     Args:
       initial: `[features, inputs]`.
@@ -160,7 +166,7 @@ def init_raw(initial: jax.Array) -> jax.Array:
 
 
 def orthogonality_error(weight: jax.Array) -> jax.Array:
-    """Computes `max |W^T W - I|` over the smaller side of a weight W `[features, inputs]`."""
+    """Computes `max |W^T W - I|` over the smaller side of W `[features, inputs]`."""
     tall = weight if weight.shape[0] >= weight.shape[1] else weight.T
     with jax.default_matmul_precision("highest"):
         return jnp.abs(tall.T @ tall - jnp.eye(tall.shape[1])).max()

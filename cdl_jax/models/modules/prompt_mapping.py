@@ -1,4 +1,7 @@
-"""Maps the prompts of a teacher to the width of a student: CDL-Prompt, CDL version 1 (arXiv 2407.13911v1)."""
+"""Maps the prompts of a teacher to the width of a student.
+
+CDL-Prompt, CDL version 1 (arXiv 2407.13911v1).
+"""
 
 from collections.abc import Mapping
 
@@ -18,10 +21,11 @@ def mean_vector(prompt: Prompt) -> jax.Array:
 
 
 class PoolMapping(nn.Module):
-    """A CODA pool for each layer, queried with the mean of the teacher's prompt vectors of the layer.
+    """A CODA pool for each layer.
 
-    Parameters of each layer l < layers: `prompts_l` `[pool_size, length, dim]`, `keys_l` and `attention_l`
-    `[pool_size, teacher_dim]`. Their first `rows_per_task` rows start orthogonal, the others at zero.
+    The query is the mean of the teacher's prompt vectors of the layer. Parameters of each layer l < layers: `prompts_l`
+    `[pool_size, length, dim]`, `keys_l` and `attention_l` `[pool_size, teacher_dim]`. Their first `rows_per_task` rows
+    start orthogonal, the others at zero.
 
     Attributes:
       layers: number of layers, from block 0 on.
@@ -82,7 +86,10 @@ class SelfAttentionMapping(nn.Module):
 
     @nn.compact
     def __call__(self, prompts: Mapping[int, Prompt], task: jax.Array | int, train: bool) -> dict[int, Prompt]:
-        """Maps the teacher's prompts, see `PoolMapping`; `task` and `train` have no effect."""
+        """Maps the teacher's prompts, see `PoolMapping`.
+
+        `task` and `train` have no effect.
+        """
         del task, train
 
         def dense(features, name):

@@ -23,7 +23,7 @@ Variables = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class PromptedNetwork:
-    """A backbone, its learner, and the head on the class token or on the prompt tokens.
+    """A backbone, its learner, and the head on the class token or the prompt tokens.
 
     Variables are `{"backbone", "prompts", "head", "state"}`. `prompts` has the parameters of the learner. `prompts`
     and `head` are trained, and of `backbone` what the learner selects. `state` has what is stored without training: of
@@ -49,7 +49,7 @@ class PromptedNetwork:
         return isinstance(self.head, FittedHead)
 
     def is_trained(self, path: Path) -> bool:
-        """Returns whether the optimizer trains the leaf at a path of the network's variables."""
+        """Returns whether the optimizer trains the leaf at a path of the variables."""
         return self.learner.trains_backbone(path[1:]) if path[0] == "backbone" else path[0] in ("prompts", "head")
 
     def is_frozen(self, path: Path) -> bool:
@@ -102,7 +102,10 @@ class PromptedNetwork:
             )
 
     def map_learner_variables(self, variables: Variables, function: Callable[[dict], Variables]) -> dict:
-        """Applies `function` to the variables of the learner and returns all variables (see `Learner`)."""
+        """Applies `function` to the learner's variables and returns all variables.
+
+        The learner's variables are as in `Learner`.
+        """
         learner = {"state": {}, **function(_module_variables(variables, "prompts"))}
         state = {**variables["state"], "prompts": learner["state"]}
         return {**variables, "prompts": learner["params"], "state": state}
@@ -128,7 +131,10 @@ class PromptedNetwork:
         return jax.lax.stop_gradient(features)
 
     def logits_without_prompts(self, variables: Variables, images: jax.Array, context: Context) -> jax.Array:
-        """Applies the head to the class token of the backbone without the learner: float32 `[batch, classes]`."""
+        """Returns the logits of the backbone without the learner.
+
+        The head is applied to the class token. The logits are float32 `[batch, classes]`.
+        """
         learner = _module_variables(variables, "prompts")
         return self._predict(variables, self._head_inputs(learner, self.query(variables, images)), context, False)
 
@@ -151,7 +157,10 @@ class PromptedNetwork:
         return out
 
     def updated_state(self, variables: Variables, outputs: Mapping[str, Any], context: Context) -> dict:
-        """Returns partial variables, the learner's state after a training step; {} where it does not change."""
+        """Returns the learner's state after a training step as partial variables.
+
+        Where the state does not change, the partial variables are {}.
+        """
         state = self.learner.update_state(_module_variables(variables, "prompts"), outputs, context)
         return {"state": {"prompts": jax.lax.stop_gradient(state)}} if state else {}
 
@@ -164,7 +173,10 @@ class PromptedNetwork:
         context: Context,
         inputs=None,
     ) -> dict:
-        """Returns partial variables, the statistics of the `FittedHead` with those of a batch; arguments as above."""
+        """Returns the statistics of the `FittedHead` with those of a batch added.
+
+        The statistics are in partial variables. Arguments are as in `__call__` and `FittedHead.accumulate`.
+        """
         (features,), _ = self._forward(variables, images, query, context, False, inputs)
         features = self.head.statistics_input(_module_variables(variables, "head"), features)
         statistics = self.head.accumulate(variables["state"]["statistics"], features, labels, context)
@@ -177,7 +189,7 @@ class PromptedNetwork:
         return {**variables, "head": head["params"], "state": {**variables["state"], "head": head["state"]}}
 
     def _forward(self, variables, images, query, context, train, inputs):
-        """Returns the features to which the head is applied, and the outputs of the first pass.
+        """Returns the features for the head, and the outputs of the first pass.
 
         The loss of the outputs is the sum over the passes.
         """
@@ -192,7 +204,10 @@ class PromptedNetwork:
         return self.learner.join_features(features, context, train), out
 
     def _pass(self, backbone, learner, images, query, context, train, inputs):
-        """Returns the features `[batch, dim]` and the named outputs of one pass of the backbone."""
+        """Returns the features and the named outputs of one pass of the backbone.
+
+        Features are `[batch, dim]`.
+        """
         selection = self.learner.apply(learner, query, context, train)
         check_selection(selection, self.learner, len(images), self.backbone.depth, self.backbone.dim)
         prompts = selection.prompts if inputs is None else vit.merge_prompts(inputs.prompts, selection.prompts)
@@ -207,7 +222,7 @@ class PromptedNetwork:
         return features, out
 
     def _head_inputs(self, learner, features):
-        """Returns the arrays to which the head is applied where all passes have the same features."""
+        """Returns the arrays for the head where all passes have the same features."""
         count = len(self.learner.passes(learner, Context.dummy(), False))
         return self.learner.join_features((features,) * count, Context.dummy(), False)
 

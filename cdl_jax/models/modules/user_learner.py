@@ -1,6 +1,7 @@
-"""Checks of a user's learner, before any data is placed and any program is compiled.
+"""Checks of a user's learner.
 
-A user's learner is one with a dotted path as its name. Its hooks are traced once with the shapes of the network.
+The checks come before any data is placed and any program is compiled. A user's learner is one with a dotted path as its
+name. Its hooks are traced once with the shapes of the network.
 """
 
 import math
@@ -56,7 +57,9 @@ def check_head(learner: Learner, head: Any) -> None:
 
 
 def check_network(network: Any, query_dim: int, num_classes: int, path: str) -> None:
-    """Traces a network with a user's learner, and checks what the hooks of learner and head return.
+    """Traces a network with a user's learner, and checks what its hooks return.
+
+    The hooks are those of the learner and of the head.
 
     Args:
       network: a `prompted.PromptedNetwork`, whose learner and head have passed the checks above.
@@ -82,7 +85,10 @@ def check_network(network: Any, query_dim: int, num_classes: int, path: str) -> 
 
 
 def _check_initial_variables(network, query_dim):
-    """Returns the shapes of the learner's variables; refuses others than "params" and "state"."""
+    """Returns the shapes of the learner's variables.
+
+    Variables other than "params" and "state" are refused.
+    """
     learner, key = network.learner, jax.random.key(0)
     images = jnp.zeros((1, network.image_size, network.image_size, 3))
     backbone = jax.eval_shape(network.backbone.init, key, images)["params"]
@@ -98,7 +104,10 @@ def _check_initial_variables(network, query_dim):
 
 
 def _check_features(network, own, train):
-    """Returns the width of the features of the head; refuses passes and features that are no tuples."""
+    """Returns the width of the features of the head.
+
+    Passes and features that are no tuples are refused.
+    """
     learner, name = network.learner, describe_class(type(network.learner))
 
     def features(own):
@@ -115,7 +124,10 @@ def _check_features(network, own, train):
 
 
 def _check_trained_leaves(network, variables):
-    """Refuses a `trains_backbone` that selects no leaf, and factors of learning rates that are no numbers."""
+    """Checks the trained leaves and their learning rates.
+
+    A `trains_backbone` that selects no leaf is refused, and so are factors of learning rates that are no numbers.
+    """
     learner, name = network.learner, describe_class(type(network.learner))
     if type(learner).trains_backbone is not Learner.trains_backbone:
         paths = list(flatten_dict(variables["backbone"]))
@@ -153,7 +165,10 @@ def _check_changes(network, variables):
 
 
 def _check_outputs(network, variables, query_dim, num_classes, train):
-    """Refuses a prediction that is not `[batch, classes]`, and a new state that differs from the old one."""
+    """Checks the prediction and the new state.
+
+    A prediction that is not `[batch, classes]` is refused, and so is a new state that differs from the old one.
+    """
     learner, name, side = network.learner, describe_class(type(network.learner)), network.image_size
     images, query = jnp.zeros((_BATCH, side, side, 3)), jnp.zeros((_BATCH, query_dim))
 
@@ -175,7 +190,10 @@ def _check_outputs(network, variables, query_dim, num_classes, train):
 
 
 def _check_fit(head, variables, width):
-    """Refuses statistics and variables of a `FittedHead` that do not keep their names, shapes and types."""
+    """Checks the statistics and variables of a `FittedHead`.
+
+    Statistics and variables that do not keep their names, shapes and types are refused.
+    """
     own = {"params": variables["head"], "state": variables["state"]["head"]}
     name, statistics = describe_class(type(head)), variables["state"]["statistics"]
     features, labels = jnp.zeros((_BATCH, width)), jnp.zeros(_BATCH, jnp.int32)

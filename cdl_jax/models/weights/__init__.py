@@ -1,7 +1,8 @@
-"""Loads the `weights` of a config: a file, a folder, a timm name, a file of this package, or random numbers.
+"""Loads the `weights` of a config.
 
-Weights of a ViT have timm's names. Weights of other networks, with their running statistics, have the names of this
-package, or torch's names if the family has `torch_name`.
+`weights` is a file, a folder, a timm name, a file of this package, or random numbers. Weights of a ViT have timm's
+names. Weights of other networks, with their running statistics, have the names of this package, or torch's names if the
+family has `torch_name`.
 """
 
 import difflib
@@ -237,7 +238,9 @@ def find(weights: str, key: str) -> Path:
 
 
 def _hint(weights: str) -> str:
-    """Returns the way on for a text that names no file, to follow the message; "" if there is none.
+    """Returns a hint for a text that names no file, "" if there is none.
+
+    The hint follows the message.
 
     >>> _hint("facebook/dinov2-small")
     '; for a model of the Hugging Face hub run `hf download facebook/dinov2-small --local-dir FOLDER`, name FOLDER'
@@ -268,7 +271,10 @@ def _similar_model(name: str) -> str:
 
 
 def _as_text(weights, key: str) -> tuple[str, str]:
-    """Returns the argument `weights` of `load` as two texts: the weights, and the network of a checkpoint."""
+    """Returns the argument `weights` of `load` as two texts.
+
+    The texts are the weights, and the network of a checkpoint.
+    """
     weights, part = weights if isinstance(weights, tuple) else (weights, "")
     if weights is not None and not isinstance(weights, str | os.PathLike):
         raise UserError(f"config.{key}={weights!r} is not a path: name a file or folder of weights, or 'random'")
@@ -290,7 +296,10 @@ def save(path: Path, network: Mapping[str, Any]) -> None:
 
 
 def is_vit(network: Mapping[str, Any]) -> bool:
-    """Returns whether the variables are those of `models.vit.ViT`, whose files have timm's names."""
+    """Returns whether the variables are those of `models.vit.ViT`.
+
+    Files of a ViT have timm's names.
+    """
     kernel = network["params"].get("patch_embed", {}).get("kernel")
     return "batch_stats" not in network and kernel is not None and kernel.ndim == 2
 

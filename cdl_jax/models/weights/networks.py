@@ -1,4 +1,7 @@
-"""Selects the tensors of one network among those of a checkpoint, and removes the wrappers in front of their names."""
+"""Selects the tensors of one network among those of a checkpoint.
+
+The wrappers in front of their names are removed.
+"""
 
 import logging
 import re
@@ -74,7 +77,10 @@ def _roots(state):
 
 
 def _at_root(path, state, roots, key):
-    """Returns the tensors of the network that `key` selects among `roots`, and the names that select it."""
+    """Returns the tensors of the network that `key` selects among `roots`.
+
+    The second value has the names that select the network.
+    """
     candidates = roots if len(roots) > 1 else roots + _copies(state, roots[0])
     labels = _labels(candidates)
     selected = [root for root in candidates if key == labels[root]]
@@ -132,9 +138,10 @@ def _labels(roots):
 
 
 def _copies(state, root):
-    """Returns prefixes, beside `root`, of tensors most of which have the names of tensors under `root`.
+    """Returns the prefixes, beside `root`, of copies of the tensors under `root`.
 
-    An average of only some of the parameters is such a copy, and so is one whose names have no dots.
+    Most tensors of a copy have the names of tensors under `root`. An average of only some of the parameters is such a
+    copy, and so is one whose names have no dots.
     """
     inner = {name.removeprefix(root) for name in state if name.startswith(root)}
     inner |= {name.replace(".", mark) for name in inner for mark in ("", "_")}
@@ -164,7 +171,10 @@ def _refuse_choice(path, key, names):
 
 
 def _without_wrappers(path, state, key):
-    """Returns the tensors inside the names of `_WRAPPERS`, and these names, for a layout that is not known."""
+    """Returns the tensors inside the names of `_WRAPPERS`, and these names.
+
+    The layout of the tensors is not known.
+    """
     chosen = []
     while True:
         parts = [part for part in _WRAPPERS if any(name.startswith(part + ".") for name in state)]

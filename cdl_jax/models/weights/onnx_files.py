@@ -1,7 +1,8 @@
-"""Reads the weights of a ViT from an ONNX file that torch exported, alone or below other layers, by torch's names.
+"""Reads the weights of a ViT from an ONNX file that torch exported.
 
-torch's exporter keeps the names of parameters that a graph uses unchanged. Parameters that it transposed or split, the
-kernels of dense layers and the position embeddings, lose their names and are found by the nodes that use them.
+The ViT is alone or below other layers. The weights have torch's names. torch's exporter keeps the names of parameters
+that a graph uses unchanged. Parameters that it transposed or split, the kernels of dense layers and the position
+embeddings, lose their names and are found by the nodes that use them.
 """
 
 import logging
@@ -76,7 +77,10 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
 
 
 def _dense_kernels(graph, tensors, named, producers) -> dict[str, str]:
-    """Returns name of the weight of a dense layer -> name of its tensor `[in, out]`: the factor before its bias."""
+    """Returns name of the weight of a dense layer -> name of its tensor `[in, out]`.
+
+    The tensor is the factor before the bias of the layer.
+    """
     kernels = {}
     for node in graph.node:
         bias = [name for name in node.input if name in named and name.endswith(".bias")]
@@ -87,10 +91,10 @@ def _dense_kernels(graph, tensors, named, producers) -> dict[str, str]:
 
 
 def _positions(graph, tensors, producers, class_token) -> list[str]:
-    """Returns the names of the two tensors of position embeddings `[1, 1, dim]` and `[1, patches, dim]`.
+    """Returns the names of the two tensors of position embeddings.
 
-    The graph concatenates them, after it has resized those of the patches to the grid of the image. Returns [] if they
-    are one tensor.
+    The tensors are `[1, 1, dim]` and `[1, patches, dim]`. The graph concatenates them, after it has resized those of
+    the patches to the grid of the image. Returns [] if they are one tensor.
     """
     width = tensors[class_token].dims[-1]
     for node in graph.node:

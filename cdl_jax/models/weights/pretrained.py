@@ -1,4 +1,7 @@
-"""Loads pretrained weights from files of other programs, and saves those of a ViT under timm's names."""
+"""Loads pretrained weights of other programs, and saves those of a ViT.
+
+The weights are in files. Those of a ViT are saved under timm's names.
+"""
 
 import logging
 import math
@@ -163,7 +166,9 @@ def resize_positions(table: np.ndarray, grid: int) -> np.ndarray:
 
 
 def to_timm(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Converts the parameters of a ViT to timm's names and layouts, the exact inverse of `load_vit`.
+    """Converts the parameters of a ViT to timm's names and layouts.
+
+    The conversion is the exact inverse of `load_vit`.
 
     Args:
       params: nested dict of arrays.
@@ -220,7 +225,10 @@ def save_timm(path: str | Path, params: Mapping[str, Any], dtype: str = "float32
 
 
 def _timm_name(name: str) -> str:
-    """Returns timm's name of a parameter: `block_0/attn/qkv/kernel` -> `blocks.0.attn.qkv.weight`."""
+    """Returns timm's name of a parameter.
+
+    `block_0/attn/qkv/kernel` becomes `blocks.0.attn.qkv.weight`.
+    """
     name = name.replace("block_", "blocks/").replace("patch_embed/", "patch_embed/proj/")
     if "layer_scale" in name:
         name = name.replace("layer_scale", "ls").replace("/scale", "/gamma")
@@ -240,14 +248,19 @@ def _patch_misfit(array, shape):
 
 
 def _from_timm(name, array):
-    """Transposes an array to Flax's layout; an unexpected rank is unchanged and fails the later check of shapes."""
+    """Transposes an array to Flax's layout.
+
+    An array of an unexpected rank is unchanged and fails the later check of shapes.
+    """
     if name == "patch_embed/kernel" and array.ndim == 4:
         return array.transpose(2, 3, 1, 0).reshape(-1, array.shape[0])
     return array.T if name.endswith("/kernel") and array.ndim == 2 else array
 
 
 def _fit_positions(path, array, shape, prefix):
-    """Resizes position embeddings `[1, n, dim]` to `shape`; unchanged if that is not possible.
+    """Resizes position embeddings `[1, n, dim]` to `shape`.
+
+    Position embeddings that cannot be resized are unchanged.
 
     Args:
       prefix: number of rows before the patches (class token, distillation token).
@@ -269,7 +282,10 @@ def _fit_positions(path, array, shape, prefix):
 
 
 def _fit_grid(path, array, shape):
-    """Resizes position embeddings `[1, n, dim]` with as many tokens before the patches as `shape` has, one or two."""
+    """Resizes position embeddings `[1, n, dim]` to `shape`.
+
+    The embeddings have as many tokens before the patches as `shape` has, one or two.
+    """
     if array.ndim != 3 or array.shape[::2] != shape[::2]:
         return array
     prefix = next((n for n in (1, 2) if math.isqrt(max(shape[1] - n, 0)) ** 2 == shape[1] - n), 0)
@@ -281,7 +297,10 @@ def _fit_grid(path, array, shape):
 
 
 def _keys(x):
-    """Computes Keys' cubic convolution kernel at distances `x` in [0, 2], a = -0.75 (Keys, 1981)."""
+    """Computes Keys' cubic convolution kernel at distances `x` in [0, 2].
+
+    The parameter a is -0.75 (Keys, 1981).
+    """
     a = -0.75
     near = ((a + 2) * x - (a + 3)) * x**2 + 1
     return np.where(x <= 1, near, a * (((x - 5) * x + 8) * x - 4))

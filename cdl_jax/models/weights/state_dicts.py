@@ -1,4 +1,4 @@
-"""Reads weight files of other programs into one form: timm's names and array layouts.
+"""Reads weight files of other programs into timm's names and array layouts.
 
 Every file is treated as hostile. No code in it is run. Declared sizes are compared with the number of stored bytes
 before memory is allocated.
@@ -182,7 +182,10 @@ def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
 
 
 def other_format(path: str | Path) -> str:
-    """Returns the format of a file of weights in words, "" for .npz and for files that are none."""
+    """Returns the format of a file of weights in words.
+
+    The format is "" for .npz and for files that are no weights.
+    """
     with open(path, "rb") as file:
         start = file.read(64)
     if start.startswith(torch_files.LEGACY_START):
@@ -197,7 +200,10 @@ def other_format(path: str | Path) -> str:
 
 
 def _other_kind(start):
-    """Returns what a file is, from its first bytes, to follow the message; "" if that is unknown."""
+    """Returns what a file is, from its first bytes; "" if that is unknown.
+
+    The text follows the message.
+    """
     text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     for signature, kind in _OTHER_FILES.items():
         if start.startswith(signature) or text.startswith(signature):
@@ -206,7 +212,7 @@ def _other_kind(start):
 
 
 def looks_like(names: Iterable[str]) -> str:
-    """Returns the layout of a network in words, from the names of its tensors; "" if it is unknown.
+    """Returns a network's layout in words, from tensor names; "" if it is unknown.
 
     >>> looks_like(["layer1.0.conv1.weight"])
     "a ResNet in torch's layout"
@@ -269,7 +275,10 @@ def _to_timm(path: Path, state: Mapping[str, np.ndarray]) -> dict[str, np.ndarra
 
 
 def _from_flax(name, array):
-    """Converts an array from Google's layout to timm's: dense `[out, in]`, convolution `[out, in, row, column]`."""
+    """Converts an array from Google's layout to timm's.
+
+    A dense kernel becomes `[out, in]`, that of a convolution `[out, in, row, column]`.
+    """
     *_, module, leaf = name.split("/")
     if module in ("query", "key", "value"):  # kernel [dim, heads, dim / heads], bias [heads, dim / heads]
         array = array.reshape(*array.shape[: array.ndim - 2], -1)
@@ -281,7 +290,10 @@ def _from_flax(name, array):
 
 
 def _join_qkv(path, state):
-    """Joins query, key and value layers to timm's single layer; incomplete triples are unchanged."""
+    """Joins query, key and value layers to timm's single layer.
+
+    Incomplete triples are unchanged.
+    """
     for name in [n for n in state if n.endswith((".attn.query.weight", ".attn.query.bias"))]:
         names = [name.replace(".query.", f".{part}.") for part in ("query", "key", "value")]
         parts = [state.get(n) for n in names]

@@ -44,7 +44,9 @@ _OF_OPTIMIZER = re.compile(r"(.*\.)?(exp_avg|exp_avg_sq|max_exp_avg_sq|exp_inf|m
 
 
 def read_zip(path: Path, archive: zipfile.ZipFile) -> dict[str, np.ndarray]:
-    """Returns the tensors of a file of torch.save since torch 1.6, a zip archive, by name.
+    """Returns the tensors of a file of torch.save since torch 1.6 by name.
+
+    The file is a zip archive.
 
     Raises:
       UserError: the file is damaged, holds no state dict, or would need code to be run.
@@ -113,7 +115,10 @@ def read_legacy(path: Path) -> dict[str, np.ndarray]:
 
 
 def _state_dict(path, state):
-    """Returns the tensors of an unpickled object by name, with the names of the dicts around them as prefixes."""
+    """Returns the tensors of an unpickled object by name.
+
+    The names of the dicts around a tensor are prefixes of its name.
+    """
     tensors = {}
     if isinstance(state, dict):
         _collect(path, state, "", 0, tensors, [_MOST_ENTRIES])
@@ -124,7 +129,10 @@ def _state_dict(path, state):
 
 
 def _collect(path, entries, prefix, depth, tensors, left):
-    """Adds the tensors of nested dicts to `tensors`; those of an optimizer and other entries are left out."""
+    """Adds the tensors of nested dicts to `tensors`.
+
+    Tensors of an optimizer and other entries are left out.
+    """
     for name, value in entries.items():
         left[0] -= 1
         if left[0] < 0:  # a dict that many others share
@@ -149,7 +157,10 @@ def _is_weight(value):
 
 
 def _unpickled(path, content, storage_at):
-    """Unpickles a file of torch.save, with tensors as NumPy views of `storage_at(key, dtype, count)` `[count]`."""
+    """Unpickles a file of torch.save.
+
+    Tensors are NumPy views of `storage_at(key, dtype, count)` `[count]`.
+    """
     storages = {}
 
     def rebuild_tensor(storage, offset, size, stride, *_):
@@ -202,7 +213,10 @@ def _wrong_storage(path, key, dtype, count, stored):
 
 
 def _view(path, storage, offset, size, stride):
-    """Returns a view of `storage` `[numbers]` as a tensor, after a check that the tensor lies inside."""
+    """Returns a view of `storage` `[numbers]` as a tensor.
+
+    A tensor that does not lie inside `storage` is refused.
+    """
     numbers = (offset, *size, *stride)
     # A view of a view with gaps would make the bounds below wrong.
     is_contiguous = isinstance(storage, np.ndarray) and storage.ndim == 1 and storage.flags.c_contiguous

@@ -1,4 +1,4 @@
-"""The benchmarks' arithmetic: quartiles, turns, refusals, operations and bytes; and a command that needs no PyTorch."""
+"""Quartiles, turns, refusals, operations and bytes; a command without PyTorch."""
 
 import argparse
 import json

@@ -1,4 +1,4 @@
-"""The case `detection`: the PyTorch side equals our detector, and the samplings are compared."""
+"""The case `detection`: PyTorch equals our detector, and samplings are compared."""
 
 import argparse
 

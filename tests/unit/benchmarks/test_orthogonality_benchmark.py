@@ -1,4 +1,4 @@
-"""The benchmark of VkD's projection: what it measures over few steps, and its figures in the documentation."""
+"""The benchmark of VkD's projection: few steps, and figures in the documentation."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The benchmark of running statistics: what it puts in their place, and its figures in the documentation."""
+"""The benchmark of running statistics: new statistics, and documented figures."""
 
 import json
 from pathlib import Path

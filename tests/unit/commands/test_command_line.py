@@ -1,4 +1,7 @@
-"""The command line finds configs, names working directories and prints usage, version and list."""
+"""The command line finds configs and names working directories.
+
+It also prints usage, version and list.
+"""
 
 import io
 import sys
@@ -249,7 +252,9 @@ def test_the_first_of_several_processes_prints_the_working_directory(index, mode
     monkeypatch.setattr("jax.process_index", lambda: index if joined else pytest.fail("called before jax has started"))
     monkeypatch.setattr("cdl_jax.run.loop.train", lambda *_: [])
     monkeypatch.setattr("cdl_jax.report.run_page.summary", lambda seeds: "done")
-    monkeypatch.setattr("cdl_jax.run.start.build_experiment", lambda config, *_: SimpleNamespace(config=config))
+    experiment = SimpleNamespace(config=None, method=None, info=None)
+    monkeypatch.setattr("cdl_jax.run.start.build_experiment", lambda config, *_: experiment)
+    monkeypatch.setattr("cdl_jax.training.compatibility.check_new_run", lambda *_: None)
     monkeypatch.setattr("cdl_jax.training.dtypes.describe", lambda config: "device: cpu, all networks in float32")
     monkeypatch.setattr(main, "_evaluate", lambda *_: 0)
     assert main.main(["--config", "quickstart", "--mode", mode, "--distributed=auto"]) == 0

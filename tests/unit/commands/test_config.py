@@ -1,4 +1,4 @@
-"""Configs: arguments, sections, checks, and the differences that affect the results of a run."""
+"""Configs: arguments, sections, checks, and differences that affect the results."""
 
 import itertools
 import json

@@ -1,6 +1,8 @@
-"""Any value of any key of the shipped configs is accepted, or refused in one line that names it, before training.
+"""Any value of any key of the shipped configs is accepted or refused.
 
-More of them: CDL_FUZZ=1000 python -m pytest tests/unit/commands/test_config_fuzz.py
+A refusal is one line that names the key, before training.
+
+More values: CDL_FUZZ=1000 python -m pytest tests/unit/commands/test_config_fuzz.py
 """
 
 import functools
@@ -47,7 +49,10 @@ def dataset(part):
 
 
 def message_about(file: str, changes: dict[str, str]) -> str:
-    """Returns the message about these overrides before anything is compiled; "" if they are accepted."""
+    """Returns the message about these overrides; "" if they are accepted.
+
+    Nothing is compiled before.
+    """
     argv = ["cdl_jax", f"--config={FILES / file}", "--workdir=unused"]
     start = time.process_time()
     try:

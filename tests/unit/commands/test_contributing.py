@@ -1,4 +1,7 @@
-"""CONTRIBUTING.md and the maintainers' pages name files, functions and classes that exist."""
+"""CONTRIBUTING.md and the maintainers' pages name existing code.
+
+The names are those of files, functions and classes.
+"""
 
 import ast
 import re

@@ -1,4 +1,4 @@
-"""The tables and plots of the results pages equal those made from the stored results."""
+"""Tables and plots of the results pages equal those made from the stored results."""
 
 import json
 import re
@@ -243,7 +243,10 @@ def test_the_search_of_learning_rates_is_that_of_its_results():
 
 
 def test_the_findings_on_learners_hold():
-    """KD helps heads that are trained task by task on a frozen backbone, and no head of class statistics."""
+    """KD helps heads that are trained task by task on a frozen backbone.
+
+    It helps no head of class statistics.
+    """
 
     def mean_gain(learner, metric="last", scheme="kd"):
         alone, distilled = (metric_by_seed(f"learners/{learner}/{name}", metric) for name in ("none", scheme))
@@ -283,7 +286,10 @@ def test_stored_runs_contain_no_absolute_paths(folder):
 
 
 def test_a_distilled_student_closes_over_half_of_the_gap_to_the_teacher_in_each_seed():
-    """Of the gap between nearest class mean on the student's backbone (70.5) and on the teacher's (89.8)."""
+    """The gap is that of nearest class mean between the two backbones.
+
+    The student's backbone has 70.5, the teacher's 89.8.
+    """
     rows = {
         f"{head}/{name}": metric_by_seed(f"glyph100_goal/{head}/{name}", seeds=5)
         for head in ("simple_cil", "ranpac")
@@ -303,7 +309,10 @@ def test_a_distilled_student_closes_over_half_of_the_gap_to_the_teacher_in_each_
 
 
 def test_the_findings_on_schemes_hold_in_each_seed():
-    """Six schemes help and DKD harms in all seeds; KDP learns and forgets more than KD; nearest class mean is best."""
+    """Six schemes help and DKD harms in all seeds.
+
+    KDP learns and forgets more than KD. Nearest class mean is best.
+    """
     root = RESULTS / "glyph100"
 
     def metric_of(learner, scheme, metric="last"):

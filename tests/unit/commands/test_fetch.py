@@ -1,4 +1,7 @@
-"""Downloads from a server on the loopback interface: complete, interrupted, wrong, missing and hostile files."""
+"""Downloads from a server on the loopback interface.
+
+The files are complete, interrupted, wrong, missing or hostile.
+"""
 
 import dataclasses
 import gzip
@@ -25,7 +28,10 @@ CONTENT = bytes(range(256)) * 1200  # 307,200 bytes
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """Serves `server.files`. The first `server.cuts` responses end after `server.cut` bytes of their body."""
+    """Serves `server.files`.
+
+    The first `server.cuts` responses end after `server.cut` bytes of their body.
+    """
 
     def do_GET(self):
         server, content = self.server, self.server.files.get(self.path)

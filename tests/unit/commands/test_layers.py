@@ -1,4 +1,7 @@
-"""Imports go one way, so that each part can be read, tested and replaced without its dependents."""
+"""Imports go one way.
+
+Each part can thus be read, tested and replaced without its dependents.
+"""
 
 import ast
 from pathlib import Path
@@ -37,7 +40,10 @@ def part_of(file):
 
 
 def imports(source: str) -> set[str]:
-    """Returns the modules of cdl_jax that a source imports, also inside functions, without the prefix `cdl_jax.`."""
+    """Returns the modules of cdl_jax that a source imports, also inside functions.
+
+    The names are without the prefix `cdl_jax.`.
+    """
     names = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):

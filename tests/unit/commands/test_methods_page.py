@@ -1,4 +1,7 @@
-"""The page on methods describes every learner and scheme, with a place for the table of its options."""
+"""The page on methods describes every learner and scheme.
+
+Each has a place for the table of its options.
+"""
 
 import json
 import re

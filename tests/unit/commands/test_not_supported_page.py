@@ -1,4 +1,4 @@
-"""The page of unsupported features quotes existing messages and names existing options."""
+"""The page of unsupported features has existing messages and existing options."""
 
 import ast
 import re
@@ -22,7 +22,10 @@ SECTIONS = ("augment", "cdl", "data", "distill", "dkt", "optim", "train", "vkd",
 
 
 def literals():
-    """The choices of each option of `cdl`, and each string in the package; what is filled in becomes "{}"."""
+    """Yields the choices of each option of `cdl`, and each string in the package.
+
+    Values that are filled into a string become "{}".
+    """
     yield from (f"use {option.range}" for _, option in rows(configs.declared(configs.default("cdl", data="folder"))))
     for path in (ROOT / "cdl_jax").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

@@ -1,4 +1,7 @@
-"""Compares schedules with values computed by hand and optimizers with their textbook loops in float64."""
+"""Compares schedules with values by hand, and optimizers with textbook loops.
+
+The textbook loops compute in float64.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -74,7 +77,10 @@ def train(**changes):
 
 
 def train_with(step):
-    """Returns the parameters after the five gradients; `step(name, p, gradient, memory, t) -> p` is torch.optim's."""
+    """Returns the parameters after the five gradients.
+
+    step: torch.optim's rule, `step(name, p, gradient, memory, t) -> p`.
+    """
     params, memory = dict(START), {name: {} for name in START}
     for t, gradients in enumerate(GRADIENTS, 1):
         params = {name: step(name, params[name], gradients[name], memory[name], t) for name in params}

@@ -1,4 +1,4 @@
-"""Declared options: which values they permit, and what a message and a table have of them."""
+"""Declared options: permitted values, and their text in a message and in a table."""
 
 import pytest
 

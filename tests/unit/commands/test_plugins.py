@@ -1,4 +1,7 @@
-"""Plug-ins by name: those of the package, a user's by dotted path, and the messages about wrong ones."""
+"""Plug-ins by name: the package's, a user's by dotted path, and wrong ones.
+
+Wrong plug-ins have messages.
+"""
 
 import sys
 from types import ModuleType
@@ -12,7 +15,10 @@ from cdl_jax.methods import cdl
 
 @pytest.fixture
 def user_package(tmp_path, monkeypatch):
-    """A function that writes `{file: text}` as an importable package called `userpart`."""
+    """Yields a function that writes `{file: text}` as an importable package.
+
+    The package is called `userpart`.
+    """
 
     def write(**files):
         folder = tmp_path / "userpart"

@@ -1,4 +1,7 @@
-"""README.md: each command has a cheap form that runs here, and its tables equal the stored results."""
+"""README.md: its commands run here, and its tables equal the stored results.
+
+Each command has a cheap form.
+"""
 
 import ast
 import json
@@ -167,7 +170,10 @@ def test_the_curves_equal_the_stored_results():
 
 
 def mean_of(learner, scheme, network="student"):
-    """Returns the mean final accuracy over the seeds of Split-Glyph-100; None without runs."""
+    """Returns the mean final accuracy over the seeds; None without runs.
+
+    The stream is Split-Glyph-100.
+    """
     files = sorted((ROOT / "docs/results/glyph100" / learner / scheme).glob("seed_*/results.json"))
     networks = [json.loads(file.read_text())["networks"] for file in files]
     values = [(own.get(network) or own["network"])["metrics"]["last"] for own in networks]

@@ -1,4 +1,7 @@
-"""The generated reference pages are complete: every config key with its meaning, every metric, every API page."""
+"""The generated reference pages are complete.
+
+They have every config key with its meaning, every metric and every API page.
+"""
 
 import ast
 import re
@@ -27,7 +30,10 @@ def rows(page):
 
 
 def known_keys():
-    """Returns every key of every default config, without the keys that select a plug-in."""
+    """Returns every key of every default config.
+
+    Keys of a network have the prefix `network.`.
+    """
     configs = [
         config.default("cdl", data="glyph_mini", learner=learner) for learner in plugins.list_plugins("models.learners")
     ]

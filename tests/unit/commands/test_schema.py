@@ -1,4 +1,7 @@
-"""Stored files of earlier versions open under today's names, and those of later versions are refused."""
+"""Stored files of earlier versions open under today's names.
+
+Files of later versions are refused.
+"""
 
 import dataclasses
 import json

@@ -1,4 +1,7 @@
-"""Start-up is fast: the tests count imported modules instead of seconds, which depend on the machine."""
+"""Start-up is fast: the tests count imported modules instead of seconds.
+
+Seconds depend on the machine.
+"""
 
 import os
 import re
@@ -31,7 +34,10 @@ def python(*arguments) -> subprocess.CompletedProcess:
 
 
 def imported(*arguments) -> tuple[set[str], subprocess.CompletedProcess]:
-    """The modules that a command imports, as -X importtime lists them, and the command's result."""
+    """Returns the modules that a command imports, and the command's result.
+
+    The modules are those that -X importtime lists.
+    """
     done = python("-X", "importtime", *arguments)
     return set(re.findall(r"^import time: +\d+ \| +\d+ \| +(\S+)$", done.stderr, flags=re.MULTILINE)), done
 

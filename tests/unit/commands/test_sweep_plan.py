@@ -1,4 +1,7 @@
-"""The plan of a sweep: combinations of a grid, one teacher for equal teachers, and errors before any run."""
+"""The plan of a sweep: combinations of a grid, equal teachers, and errors.
+
+The plan has one teacher for equal teachers. Errors appear before any run.
+"""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Tutorials: their files, commands and programs run as they are printed, on less data."""
+"""Tutorials: files, commands and programs run as they are printed, on less data."""
 
 import json
 import re
@@ -221,7 +221,7 @@ def test_sweep_and_table(folder, capsys):
 
 
 def test_the_notebook_has_the_outputs_that_its_cells_have(folder):
-    """Numbers with a point are left out of the comparison, because processors round differently."""
+    """Numbers with a point are left out, because processors round differently."""
     names: dict = {}
     for cell in notebooks.code_cells(ROOT / "docs" / "tutorials" / "notebook.ipynb"):
         texts = notebooks.execute(cell, names), notebooks.stored_text(cell)
@@ -238,7 +238,10 @@ def test_own_images_are_described_and_learned_in_test_readme():
 
 
 def test_many_gpus(folder):
-    """The commands are described here; tests/end_to_end/test_devices.py compares the losses."""
+    """The commands run in `--mode describe`.
+
+    tests/end_to_end/test_devices.py compares the losses.
+    """
     (words,) = commands(read("many_gpus"), "cdl_jax.main")
     words = [word for word in words if "fsdp" not in word]
     assert main.main([*words, *OVERRIDES, "--mode", "describe"]) == 0

@@ -1,4 +1,7 @@
-"""The wheel: its files, its metadata, and the quick start from an installation outside the repository."""
+"""The wheel: its files, its metadata, and the quick start from an installation.
+
+The installation is outside the repository.
+"""
 
 import ast
 import json
@@ -101,7 +104,11 @@ def test_every_imported_package_is_a_requirement_or_an_extra():
 
 @pytest.fixture(scope="module")
 def installed(wheel, tmp_path_factory) -> tuple[Path, dict]:
-    """The wheel installed in a separate folder: (the folder, the environment with this folder on the path)."""
+    """Installs the wheel in a separate folder.
+
+    Returns:
+        (the folder, the environment with this folder on the path).
+    """
     target = tmp_path_factory.mktemp("installed")
     pip("install", "--no-deps", "--no-index", "--no-compile", "--target", target, wheel)
     return target, {**os.environ, "PYTHONPATH": str(target), "JAX_PLATFORMS": "cpu"}

@@ -1,4 +1,4 @@
-"""Image transforms: against Pillow, exactness, randomness by position, device counts."""
+"""Image transforms: Pillow, exactness, randomness by position, device counts."""
 
 import subprocess
 import sys

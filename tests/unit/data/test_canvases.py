@@ -22,7 +22,7 @@ def set_of_sizes(*sizes):
 
 
 def test_groups_receive_the_shares_of_the_authors_processes():
-    """Written down one process at a time: a share each, batches of a group, the incomplete last batch dropped."""
+    """By hand for each process: a share, batches of a group, no incomplete last batch."""
     n, groups, group_size = 23, 3, 2
     rows = canvases.epoch_rows(n, groups, group_size, seed=5, purpose=(1, 2))
     order = rng_for(5, 1, 2).permutation(n).tolist()

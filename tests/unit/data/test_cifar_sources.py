@@ -21,7 +21,10 @@ def planes(n, seed):
 
 
 def python2_array(values):
-    """The pickle opcodes that Python 2 and NumPy 1 wrote for a uint8 array, as in the official files."""
+    """Returns the pickle opcodes of a uint8 array, as in the official files.
+
+    Python 2 and NumPy 1 wrote these opcodes.
+    """
     raw = values.tobytes()
     return (
         b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntU\x01btR(I1\n(I%d\nI%d\nt" % values.shape

@@ -1,4 +1,4 @@
-"""Seeds together, each with its own class order, equal separate runs in these orders."""
+"""Seeds together, each with its own class order, equal separate runs."""
 
 import json
 
@@ -55,7 +55,10 @@ def program(method="supervised", network=None, data=None, **changes):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """The folders of a run of both seeds, stopped in its second task and gone on with, and of each seed alone."""
+    """Trains both seeds together and each seed alone; returns the parent folder.
+
+    The run of both seeds is stopped in the second task and resumed.
+    """
     folder = tmp_path_factory.mktemp("orders")
     for name in ("both", *map(str, SEEDS)):
         (folder / name).mkdir()

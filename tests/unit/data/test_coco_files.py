@@ -1,4 +1,4 @@
-"""Annotation files of COCO: what is read, and how each mistake is refused in one line."""
+"""Annotation files of COCO: what is read, and refusals of mistakes in one line."""
 
 import json
 import logging

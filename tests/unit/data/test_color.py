@@ -1,4 +1,7 @@
-"""Changes of color and bicubic resizing on the device against Pillow's, RandAugment's scales, erased rectangles."""
+"""Changes of color, bicubic resizing, RandAugment's scales, erased rectangles.
+
+Colors and resizing on the device are compared with Pillow's.
+"""
 
 import jax
 import jax.numpy as jnp

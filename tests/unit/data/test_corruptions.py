@@ -1,4 +1,4 @@
-"""Corruptions: names, random numbers by image, one line without the package, and the package itself."""
+"""Corruptions: names, random numbers by image, the package, one line without it."""
 
 import sys
 from types import SimpleNamespace
@@ -14,7 +14,7 @@ IMAGES = [np.full((32, 40, 3), value, np.uint8) for value in (0, 100)]
 
 @pytest.fixture
 def package(monkeypatch):
-    """A package that returns NumPy's global random numbers, or the seed that it is given."""
+    """A package that returns NumPy's global random numbers, or the given seed."""
 
     def corrupt(image, severity, corruption_name, seed=None):
         value = np.random.randint(256) if seed is None else seed % 256  # noqa: NPY002

@@ -1,4 +1,4 @@
-"""Decoded images are retained up to a limit, and batches are the same with and without them."""
+"""The cache of decoded images: its limit, and equal batches with and without it."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,7 @@
-"""Images of every depth and mode become the 8-bit RGB that they show; too large ones end in one line."""
+"""Images of every depth and mode become the 8-bit RGB that they show.
+
+Images that are too large end in one line.
+"""
 
 import io
 import struct
@@ -28,7 +31,10 @@ def encoded(image, form, **options):
 
 
 def png16(values, color_type):
-    """Returns a 16-bit PNG of values [height, width, channels], each row with another filter."""
+    """Returns a 16-bit PNG of values [height, width, channels].
+
+    The filters None and Sub alternate from row to row.
+    """
 
     def chunk(name, data):
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
@@ -50,7 +56,10 @@ def png16(values, color_type):
 
 
 def tiff(values, bits, *, order="<", photometric=1, kind=1):
-    """Returns an uncompressed TIFF of values [height, width] or [height, width, channels]."""
+    """Returns an uncompressed TIFF.
+
+    values: [height, width] or [height, width, channels].
+    """
     data, channels = values.tobytes(), values.shape[2] if values.ndim == 3 else 1
     count, end = 10 + (kind != 1), 8 + len(data)
     entries = [(256, 4, 1, values.shape[1]), (257, 4, 1, values.shape[0]), (258, 3, channels, bits)]
@@ -73,7 +82,10 @@ def tiff(values, bits, *, order="<", photometric=1, kind=1):
 def tiff_of_parts(
     values, *, rows=0, side=0, planes=1, photometric=1, order="<", compressed=False, kind=1, orientation=1
 ):
-    """Returns a TIFF of strips of `rows` rows or square tiles of `side` pixels, of values of any dtype."""
+    """Returns a TIFF of values of any dtype.
+
+    The file has strips of `rows` rows, or square tiles of `side` pixels.
+    """
     values = values.reshape(*values.shape[:2], -1)
     height, width, channels = values.shape
     bits = 8 * values.itemsize

@@ -1,4 +1,4 @@
-"""Batches of images with boxes: layout, determinism, and mistakes that appear when images are decoded."""
+"""Batches of images with boxes: layout, determinism, and mistakes at decoding."""
 
 import dataclasses
 import itertools
@@ -73,7 +73,7 @@ def with_masks(tmp_path_factory):
 
 
 def test_label_maps_have_the_labels_of_the_objects_that_the_transform_keeps(with_masks):
-    """Draws each object on its own, so that overlaps and lost objects are found by another way."""
+    """Finds overlaps and lost objects in another way: each object is drawn alone."""
     loader = build(with_masks, label_maps=True)
     rows, purposes = np.tile(np.int32([0, 2, 1, 0]), (5, 1)), np.arange(5)[:, None]
     found = set()
@@ -134,7 +134,10 @@ def test_equal_images_of_two_epochs_differ_and_a_restart_repeats_them(data):
 
 
 def test_parts_of_a_batch_are_those_of_the_complete_batch(data):
-    """Two processes decode two columns each: extents and canvases are still those of all four images."""
+    """Two processes decode two columns each.
+
+    Extents and canvases are those of all four images.
+    """
     loader = build(data)
     rows = canvases.epoch_rows(3, groups=2, group_size=1, seed=1, purpose=(0,)).repeat(2, axis=1)
     purposes = np.zeros((len(rows), 1), int)

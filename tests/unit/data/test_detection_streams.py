@@ -1,4 +1,4 @@
-"""Streams of detection tasks: images and objects of each task, in the layout of COCO."""
+"""Streams of detection tasks: images and objects of each task, in COCO's layout."""
 
 import dataclasses
 import json

@@ -76,7 +76,7 @@ def test_a_crop_drops_boxes_without_extent():
 
 
 def test_a_label_map_is_flipped_cropped_and_resized_as_its_image():
-    """A label map of blocks of 16 pixels, so that nearest neighbors and Pillow's filter have the same block centers."""
+    """Blocks of 16 pixels have equal centers by nearest neighbor and Pillow's filter."""
     blocks = rng_for(1).integers(0, 200, (6, 8)).astype(np.uint8)
     labels = blocks.repeat(16, axis=0).repeat(16, axis=1)
     draws = Draws(True, 64, CropDraws(first_short_side=192, top=32, left=64, height=96, width=128))

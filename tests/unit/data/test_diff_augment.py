@@ -1,4 +1,4 @@
-"""DiffAugment: each function by hand, the ranges of its random numbers, and its gradient."""
+"""DiffAugment: each function by hand, ranges of random numbers, and the gradient."""
 
 import jax
 import jax.numpy as jnp

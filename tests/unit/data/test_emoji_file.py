@@ -1,4 +1,4 @@
-"""Emoji by identity and by subgroup: the training set, the test set, and that neither part has seen the other's."""
+"""Emoji by identity and by subgroup: training sets, test sets, and disjoint parts."""
 
 import numpy as np
 import pytest

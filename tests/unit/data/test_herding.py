@@ -1,4 +1,4 @@
-"""Herding: which images are selected, how many rows later tasks read, and in which batches."""
+"""Herding: selected images, the number of rows in later tasks, and the batches."""
 
 import numpy as np
 import pytest
@@ -64,7 +64,10 @@ def test_a_memory_that_shrinks_uses_fewer_rows_per_class():
 
 @pytest.fixture(scope="module")
 def plan_and_memory():
-    """A plan of two tasks of two classes with 12 images each, and a memory of ten of each class."""
+    """Returns a plan of two tasks, and a memory of ten images of each class.
+
+    A task has two classes with 12 images each.
+    """
     labels = np.tile(np.arange(4, dtype=np.int32), 12)
     split = stream.Split(labels, images=np.zeros((48, 8, 8, 3), np.uint8))
     rows = [np.flatnonzero(labels // 2 == task).astype(np.int32) for task in range(2)]

@@ -1,4 +1,4 @@
-"""ImageNet-R and sets of TensorFlow Datasets, as they are published: what is read, what is refused in one line."""
+"""Published ImageNet-R and TensorFlow Datasets: what is read, one-line refusals."""
 
 import builtins
 import gzip
@@ -20,7 +20,10 @@ pytestmark = pytest.mark.usefixtures("nowhere")
 
 @pytest.fixture(scope="module")
 def imagenet_r(tmp_path_factory):
-    """All 30,000 names of ImageNet-R as empty files: the real test list, and made-up training names."""
+    """Makes all 30,000 files of ImageNet-R, empty; returns their folder and the lists.
+
+    Test names are those of the real list. Training names are made up.
+    """
     from cdl_jax.data.sources import imagenet_r as source
 
     lists = json.loads(gzip.decompress(source._LISTS.read_bytes()))
@@ -80,7 +83,10 @@ def test_imagenet_r_without_its_folder_raises_an_error_with_its_address(tmp_path
 
 
 def prepare_tfds(data_dir, name, version, features, splits):
-    """A prepared tfds folder as array_record. splits: name -> list of {feature: int or bytes}."""
+    """Prepares a tfds folder as array_record; returns the folder.
+
+    splits: name -> list of {feature: int or bytes}.
+    """
     from array_record.python import array_record_module as array_record
     from tensorflow_datasets.proto import tf_example_pb2
 

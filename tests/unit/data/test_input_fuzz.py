@@ -1,4 +1,6 @@
-"""Damaged and hostile files are accepted or refused in one line; nothing in them runs, and memory has a bound.
+"""Damaged and hostile files are accepted or refused in one line.
+
+No code in a file runs, and memory has a bound.
 
 Sound files of drawn layouts, formats and names are read with the labels and gray levels that they were written with.
 
@@ -32,7 +34,10 @@ def quiet():
 
 
 def outcomes(inputs, folder):
-    """{(kind, name): what} of inputs that are read as `benchmarks.cases.fuzz` does, none of them a finding."""
+    """Returns {(kind, name): what} of inputs, none of them a finding.
+
+    The inputs are read as in `benchmarks.cases.fuzz`, each within `fuzz.MEMORY`.
+    """
     folder.mkdir()
     found = {(kind, name): result for kind, name, result in fuzz.tried(inputs, folder)}
     assert not {key: result for key, result in found.items() if result["what"] == "finding"}
@@ -151,7 +156,11 @@ def encoded(image, ending, draw):
 
 
 def meant(draw, root):
-    """Writes a data set in a drawn layout: (source, path, {part: sorted (class name, gray level)})."""
+    """Writes a data set in a drawn layout.
+
+    Returns:
+        (source, path, {part: sorted (class name, gray level)}).
+    """
     classes = draw.sample(NAMES, draw.randint(2, 5))
     kind = draw.choice(("train and val", "tar", "tiny", "cub", "csv", "arrays"))
     if kind == "cub":  # its lists are lines

@@ -1,4 +1,4 @@
-"""The last, incomplete batch of an epoch: sizes, steps, seeds in one program, and impossible options."""
+"""Incomplete last batches: sizes, steps, seeds in one program, impossible options."""
 
 from types import SimpleNamespace
 

@@ -1,4 +1,4 @@
-"""Layouts of image folders: every image gets its own label, and what is left out is named."""
+"""Layouts of image folders: each image has its own label, and omissions are named."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Order of batches, and loaders that hold images on the device or decode them on the host."""
+"""Order of batches; loaders with images on the device, or decoded on the host."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Emoji files made from small npm packages; a square of one color replaces the drawing of resvg."""
+"""Emoji files of small npm packages; a half in one color replaces resvg's drawing."""
 
 import io
 import json
@@ -51,7 +51,7 @@ def packages(tmp_path):
 
 @pytest.fixture
 def documents(monkeypatch):
-    """Replaces resvg by a function that fills the left half with one color; returns the drawn documents."""
+    """Replaces resvg: the left half has one color. Returns the drawn documents."""
     svgs = []
 
     def svg_to_bytes(*, svg_string, width, height, **_):

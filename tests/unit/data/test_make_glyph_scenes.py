@@ -1,4 +1,4 @@
-"""Scenes of characters: what they look like, and that the written set is an ordinary set of COCO."""
+"""Scenes of characters: their appearance, and the written set as a set of COCO."""
 
 import json
 
@@ -48,7 +48,7 @@ def test_sizes_boxes_and_overlaps_are_in_range(glyphs):
 
 
 def test_characters_stand_out_from_their_background(glyphs):
-    """The ink's mean luminance differs from that around the box, since the color has a contrast of 80 levels."""
+    """Luminances in a box differ from the median: the contrast is 80 levels or more."""
     differences = []
     for scene in scenes(glyphs):
         luminance = scene.pixels @ [0.299, 0.587, 0.114]
@@ -59,7 +59,10 @@ def test_characters_stand_out_from_their_background(glyphs):
 
 
 def test_masks_are_the_ink_that_no_later_character_covers():
-    """Full squares have their box as ink, in one color; a square without its upper right quarter has three quarters."""
+    """The ink of a full square is its box, in one color.
+
+    The ink of a square without the upper right quarter is three quarters of its box.
+    """
     full, corner = np.full((8, 8), 255, np.uint8), np.full((8, 8), 255, np.uint8)
     corner[:4, 4:] = 0
     overlaps = 0

@@ -1,4 +1,4 @@
-"""Sources of published sets, from fakes of the layouts in which they are delivered."""
+"""Sources of published sets, from fakes of the delivered layouts."""
 
 import numpy as np
 import pytest

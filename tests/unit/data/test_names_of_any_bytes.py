@@ -1,4 +1,7 @@
-"""Classes, files and folders of any name are read, logged and refused in printable lines."""
+"""Classes, files and folders of any name are read.
+
+Log lines and refusals are printable.
+"""
 
 import logging
 

@@ -1,4 +1,4 @@
-"""A tar archive has the classes, the split and the order of the same tree as a folder, or both are refused."""
+"""A tar archive has classes, split and order of its folder, or both are refused."""
 
 import io
 import os
@@ -13,7 +13,7 @@ from tests.support.fake_sources import load, refusal
 
 
 def build(root, files, texts=()):
-    """Writes an image of its own gray level for each name, and text files, then packs the tree."""
+    """Writes an image of another gray level for each name, and texts; packs the tree."""
     for level, name in enumerate(files, start=1):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("L", (4, 4), level).save(root / name, "PNG")

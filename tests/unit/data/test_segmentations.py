@@ -1,4 +1,4 @@
-"""Segmentations: what each form stands for, by hand and by pycocotools, the label map, and damaged ones."""
+"""Segmentations: each form by hand and by pycocotools, the label map, and damage."""
 
 import numpy as np
 import pytest

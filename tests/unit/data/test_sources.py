@@ -1,4 +1,4 @@
-"""Sources of a user's images and of packaged sets: what is read, and errors of one line."""
+"""Sources of a user's images and of packaged sets: reading, and one-line errors."""
 
 import json
 

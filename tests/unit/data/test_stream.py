@@ -1,4 +1,4 @@
-"""Streams: class orders, tasks, limits, validation, and one-line answers to what cannot be split."""
+"""Streams: class orders, tasks, limits, validation, and refusals in one line."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from cdl_jax.options import check, defaults
 
 
 def dataset(num_classes=6, train=4, test=2):
-    """Interleaved classes; the pixel value of an image is its class, so labels can be checked against images."""
+    """Returns interleaved classes; pixels have the class as value, to check labels."""
 
     def split(n):
         labels = np.tile(np.arange(num_classes, dtype=np.int32), n)

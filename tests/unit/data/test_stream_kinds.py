@@ -1,4 +1,4 @@
-"""Kinds of streams: domain-incremental, blurry, increments, class orders by name, and what they refuse."""
+"""Kinds of streams: domains, blurry, increments, class orders by name, refusals."""
 
 from dataclasses import replace
 
@@ -19,7 +19,10 @@ def split(labels, domains=None):
 
 
 def with_domains(test_domains=(0, 0, 1, 1, 2, 2)):
-    """Returns two classes in three domains: three training images of each, one test image of each."""
+    """Returns two classes in three domains.
+
+    Each class has three training images and, by default, one test image in each domain.
+    """
     train = split(np.tile([0, 1], 9), np.repeat([0, 1, 2], 6))
     return Dataset("rooms", ("chair", "lamp"), train, split(np.tile([0, 1], 3), test_domains), DOMAINS)
 

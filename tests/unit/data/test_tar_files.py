@@ -1,4 +1,4 @@
-"""Tar archives of images: listed without unpacking, read by offset, and errors of one line."""
+"""Tar archives: listed without unpacking, read by offset, and one-line errors."""
 
 import io
 import tarfile

@@ -1,4 +1,4 @@
-"""Streams with fewer tasks, and with tasks of further folders, against labels and rows by hand."""
+"""Streams with fewer tasks, and tasks of further folders: labels and rows by hand."""
 
 import numpy as np
 import pytest

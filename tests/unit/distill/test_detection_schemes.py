@@ -1,4 +1,4 @@
-"""Distillation of a detector's tokens: against NumPy, by extents and groups, and with detectors that differ."""
+"""Distillation of a detector's tokens: NumPy, extents, groups, unlike detectors."""
 
 from functools import partial
 

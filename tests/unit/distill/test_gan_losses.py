@@ -1,4 +1,4 @@
-"""Losses of generative adversarial networks with a teacher, compared with numbers by hand and with NumPy."""
+"""Losses of GANs with a teacher, compared with numbers by hand and with NumPy."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""KD and DKD over the classes that the option names; other columns of the logits have no effect."""
+"""KD and DKD over the named classes; other columns of the logits have no effect."""
 
 import jax
 import jax.numpy as jnp

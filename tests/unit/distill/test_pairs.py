@@ -1,4 +1,6 @@
-"""Every learner with every scheme: one step in the second task, with a gradient where something learns, and only there.
+"""Every learner with every scheme: the gradients of a step in the second task.
+
+Leaves that learn have a gradient, and no others.
 
 Compiling takes the time here, hence the smallest networks, and a star instead of a grid: every learner with `kd` and
 every scheme with `l2p` are compiled and their numbers checked. The other pairs are traced, which finds every error of a
@@ -41,21 +43,21 @@ def batch(labels=(2, 3, 3, 2)):
 
 
 def random_variables(method):
-    """Returns normal numbers in every leaf, those included that a fresh pool leaves at zero; NumPy arrays."""
+    """Returns NumPy arrays of normal numbers, also where a fresh pool has zeros."""
     rng = np.random.default_rng(1)
     shapes = jax.eval_shape(method.init, jax.random.key(0))
     return jax.tree.map(lambda leaf: rng.normal(0, 0.3, leaf.shape).astype(leaf.dtype), shapes)
 
 
 def loss_and_gradients(method, loss, transform=jax.jit):
-    """Returns a loss in the second task of a class-incremental stream and its gradients, see `step_of_kinds`."""
+    """Returns loss and gradients of `step_of_kinds` for a class-incremental stream."""
     return step_of_kinds(method, loss, transform)("class")
 
 
 def step_of_kinds(method, loss, transform=jax.jit):
-    """Returns a function of a stream kind to the loss in the second task and its gradients; one program for all kinds.
+    """Returns a function of a stream kind to (loss, gradients) in the second task.
 
-    The gradients are those of all leaves but backbones and states, zeros included.
+    All kinds share one program. The gradients are those of all leaves but backbones and states, zeros included.
 
     Args:
         transform: `jax.jit`, or a function that traces alone.
@@ -93,7 +95,10 @@ def gradients_of_student(learner, scheme, transform=jax.jit, **changes):
 
 
 def check(loss, grads, learns, silent=()):
-    """Checks that the loss is finite and that the leaves of `learns`, except `silent`, and no others have gradients."""
+    """Checks that the loss is finite and positive, and which leaves have gradients.
+
+    The leaves of `learns`, except `silent`, have gradients, and no others.
+    """
     assert np.isfinite(loss)
     assert loss > 0
     for path, gradient in grads.items():
@@ -120,7 +125,10 @@ def test_gradients_reach_all_of_the_student_and_none_of_its_teacher(learner, sch
 
 
 def check_kind(kind, loss, grads, scheme, silent):
-    """Checks that a step of a stream kind trains the student and, of its heads, the classes of the task alone."""
+    """Checks that a step of a stream kind trains the student and the task's classes.
+
+    Of the student's heads, classes of other tasks are trained by the scheme `past` alone.
+    """
     check(loss, grads, {"student", "distill"}, silent)
     first, end, _ = KINDS[kind]
     for kernel in student_heads(grads, scheme):

@@ -1,4 +1,4 @@
-"""Every learner with every scheme on every kind of stream: an experiment, or one line with the reason why not.
+"""Every learner, scheme and kind of stream: an experiment, or a one-line refusal.
 
 By default each learner is built with `kd` and each scheme with `l2p`, since a refusal depends on one of both;
 `pytest -m grid` builds all pairs. What a step computes on each kind is in test_pairs.py.
@@ -27,7 +27,11 @@ ALONE = [(learner, "none") for learner in sorted(UNTRAINED)]
 
 @functools.cache
 def dataset(kind):
-    """Returns four images of each of four classes; in two domains, or of two sets with three classes and two."""
+    """Returns four images of each class.
+
+    The kind "several sets" has two sets, of three and of two classes. Other kinds have four classes, "domain" in two
+    domains.
+    """
     count = 5 if kind == "several sets" else 4
     labels = np.repeat(np.arange(count, dtype=np.int32), 4)
     domains = np.tile(np.array([0, 0, 1, 1], np.int32), count) if kind == "domain" else None
@@ -42,7 +46,7 @@ def stream(kind):
 
 
 def refusal(learner, scheme, kind):
-    """Returns the reason in the message with which a pair is refused on a kind of stream; "" if it trains."""
+    """Returns the reason in the message that refuses a pair; "" if the pair trains."""
     if kind in ("domain", "blurry"):
         for name in ("ease",) * (learner == "ease") + ("past",) * (scheme == "past"):
             return f"and method 'cdl' with (learner|scheme) '{name}' .*: choose data.kind='class'"

@@ -1,4 +1,4 @@
-"""A mistake in a user's scheme is reported in one line with file and function, before anything is compiled."""
+"""Mistakes in a user's scheme: one line with file and function, before compiling."""
 
 import sys
 
@@ -23,7 +23,7 @@ def build(options, teacher, student):
 
 @pytest.fixture
 def build(tmp_path, monkeypatch):
-    """A function that builds CDL with a scheme of the given text, and returns (file, method)."""
+    """A function of a scheme's text to (file, function that builds CDL)."""
 
     def build(text):
         (tmp_path / "userpart").mkdir()

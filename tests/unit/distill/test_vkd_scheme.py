@@ -1,4 +1,4 @@
-"""The VkD scheme: its loss, the features of each kind of teacher, and the projector's weight decay."""
+"""The VkD scheme: loss, features of each kind of teacher, projector weight decay."""
 
 import jax
 import jax.numpy as jnp

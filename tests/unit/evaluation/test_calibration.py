@@ -31,7 +31,7 @@ def ece(p, labels):
 
 
 def test_one_bin_by_hand():
-    """Four images with top probability 0.9, three of them correct; one with 0.52, wrong."""
+    """Four images with top probability 0.9, three correct; one with 0.52, wrong."""
     p = np.array([[0.9, 0.1]] * 4 + [[0.48, 0.52]])
     sums = calibration_bins(jnp.log(p), jnp.array([0, 0, 0, 1, 0]), jnp.ones(2, bool))["calibration"].sum(axis=0)
     np.testing.assert_array_equal(sums[13, :2], [4, 3])
@@ -59,7 +59,7 @@ def test_agreement_and_kl_by_hand():
 
 
 def evaluate(batch_size, seen_tasks, pairs=(("teacher", "student"),)):
-    """`Evaluator.evaluate` for the two tables of logits, over the first `seen_tasks` tasks."""
+    """Evaluates the two tables of logits over the first `seen_tasks` tasks."""
     tables = {"teacher": TEACHER, "student": STUDENT}
     return fixed_logits.evaluate(tables, LABELS, SIZES, seen_tasks, batch_size, pairs=pairs)
 

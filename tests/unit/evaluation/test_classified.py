@@ -7,7 +7,7 @@ from cdl_jax.evaluation import classified
 
 
 def test_accuracies_by_hand():
-    """Three tasks of two, one and two classes; the last class pair has no image, and class 5 is not seen."""
+    """Tasks of two, one and two classes; the last has no image, class 5 is not seen."""
     best, second = np.array([0, 1, 2, 2, 0]), np.array([1, 0, 1, 0, 2])
     logits = 2 * np.eye(6)[best] + np.eye(6)[second]
     logits[:, 5] = -np.inf

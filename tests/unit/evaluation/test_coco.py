@@ -1,4 +1,4 @@
-"""COCO's average precision: by hand, against pycocotools' own summary, and for subsets of categories."""
+"""COCO's average precision: by hand, pycocotools' summary, subsets of categories."""
 
 import contextlib
 import io
@@ -56,7 +56,7 @@ def random_case(seed=0):
 
 
 def test_precision_and_recall_by_hand():
-    """Two cats: one is found first, a false alarm second, the other cat third with an IoU of 0.6."""
+    """Detections of two cats: a cat, a false alarm, the other cat with an IoU of 0.6."""
     data = set_of(objects((0, 2, (0, 0, 100, 100), 0), (1, 2, (0, 0, 100, 100), 0)))
     found = detections((0, 2, (0, 0, 100, 100), 0.9), (0, 2, (200, 200, 300, 300), 0.8), (1, 2, (0, 0, 100, 60), 0.7))
     evaluation = coco.evaluate(data, found)
@@ -125,7 +125,7 @@ def test_numbers_by_category_average_to_the_total():
 
 
 def test_the_first_object_counts():
-    """pycocotools takes a match with an annotation of id 0 for none, so ids of files are not passed on."""
+    """Ids of files are not passed on: pycocotools takes a match with id 0 for none."""
     data = set_of(objects((0, 2, (0, 0, 100, 100), 0)))
     assert data.objects.ids.tolist() == [0]
     assert coco.evaluate(data, detections((0, 2, (0, 0, 100, 100), 0.9))).numbers()["AP"] == pytest.approx(1)
@@ -141,7 +141,7 @@ def test_crowds_count_neither_way():
 
 
 def test_perfect_outputs_of_a_detector_give_1(tmp_path):
-    """The complete way: files, evaluation batches in other sizes, post-processing, pixels of the files."""
+    """From files to evaluation batches of other sizes, post-processing, file pixels."""
     assert make_glyph_scenes.main(["--out", str(tmp_path / "scenes"), "--num-train", "1", "--num-val", "5"]) == 0
     data = coco_files.read_part(tmp_path / "scenes", "val2017")
     options = {"eval_size": 160, "scales": (160,), "crop": 0.0, "canvases": ()}

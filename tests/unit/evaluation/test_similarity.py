@@ -1,4 +1,4 @@
-"""Kernel alignment against its definition and its invariances, intermediates by path, and t-SNE of two clusters."""
+"""Kernel alignment: definition and invariances; intermediates by path; t-SNE."""
 
 import builtins
 from itertools import permutations

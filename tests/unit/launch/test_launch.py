@@ -1,4 +1,7 @@
-"""Signals and exit codes in the launch scripts, with fakes of the commands that they call."""
+"""Signals and exit codes in the launch scripts.
+
+Fakes replace the commands that the scripts call.
+"""
 
 import importlib.util
 import os
@@ -26,7 +29,10 @@ cat "$SLURM_SUBMIT_DIR/state"
 
 @pytest.fixture
 def job(tmp_path):
-    """The process of the script, and a function for the lines of its log. A file `end` with a code ends its srun."""
+    """Yields the process of the script, and a function for the lines of its log.
+
+    A file `end` with a code ends its srun.
+    """
     for name, text in (("srun", SRUN), ("scontrol", SCONTROL), ("squeue", SQUEUE), ("bin/python", ""), ("state", "")):
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)

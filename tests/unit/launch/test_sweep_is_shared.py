@@ -44,7 +44,10 @@ done
 
 @pytest.fixture
 def sweep(tmp_path):
-    """Starts the script with a fake training, which writes runs and caches to the file `log`."""
+    """Returns a function that starts the script, and a function for the log's lines.
+
+    A fake training writes runs and caches to the file `log`.
+    """
     key = subprocess.run("cat requirements.lock requirements.txt pyproject.toml | cksum", shell=True, cwd=ROOT,
                          capture_output=True, text=True, check=True).stdout  # fmt: skip
     (tmp_path / "bin").mkdir()

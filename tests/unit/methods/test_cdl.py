@@ -33,14 +33,14 @@ def build(distill="kd", **changes):
 
 
 def random_variables(method):
-    """Random values in every leaf; the class token of a new backbone is nearly the same for all images."""
+    """Draws random leaves: a new backbone has nearly one class token for all images."""
     rng = np.random.default_rng(4)
     shapes = jax.eval_shape(method.init, jax.random.key(0))
     return jax.tree.map(lambda leaf: rng.normal(0, 0.5, leaf.shape).astype(np.float32), shapes)
 
 
 def evaluate(method, variables):
-    """Returns counts and logits of `predict`, and each network's class tokens without prompts."""
+    """Returns counts and logits of `predict`, and networks' tokens without prompts."""
 
     @jax.jit
     def outputs(variables):
@@ -56,7 +56,7 @@ def evaluate(method, variables):
 
 @cache
 def reference():
-    """Returns the result of `evaluate`, the losses and their gradients, for KD of weight 1/4."""
+    """Returns the result of `evaluate`, losses and gradients, for KD of weight 1/4."""
     method = build(**{"distill.alpha": 0.25, "cdl.aux_loss_scale": 2.0})
 
     @jax.jit
@@ -75,7 +75,7 @@ def reference():
 
 
 def selection_counts(query, keys):
-    """Returns how often each row of the pool is among the two nearest, `[batch, pool]`."""
+    """Returns 1 for a query's two nearest rows of the pool, else 0, `[batch, pool]`."""
     unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (np.asarray(query), keys)]
     nearest = np.argsort(-(unit[0] @ unit[1].T), axis=1)[:, :2]
     return np.array([np.bincount(rows, minlength=len(keys)) for rows in nearest])
@@ -162,7 +162,7 @@ def test_without_a_scheme_there_is_no_teacher_and_labels_have_weight_1():
 
 
 def run_probes(method, variables):
-    """Returns probe -> network or value -> logits, and those of `predict` as "unchanged"."""
+    """Returns probe -> network or value -> logits; "unchanged" has those of `predict`."""
     images = BATCH["images"]
     results = {
         name: jax.jit(lambda v, p=p: p.predict(v, images, CONTEXT))(variables) for name, p in method.probes().items()

@@ -1,4 +1,4 @@
-"""A loss that is 0 for all weights is refused before training, and the message names the option to change."""
+"""Losses of 0 for all weights: refused before training, with the option to change."""
 
 import jax
 import jax.numpy as jnp

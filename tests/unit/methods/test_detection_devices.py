@@ -1,4 +1,4 @@
-"""The number of devices has no effect on matches, losses and gradients of a detector."""
+"""A detector's matches, losses and gradients are equal on any number of devices."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Set losses of a detector against NumPy: by level, by groups of images, and with empty images."""
+"""Set losses of a detector against NumPy: levels, groups of images, empty images."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,7 @@
-"""Overlaps by hand; assignments against all permutations; both solvers, padding and predictions that are not finite."""
+"""Overlaps by hand, and assignments of both solvers against all permutations.
+
+Some images have padding or predictions that are not finite.
+"""
 
 from itertools import permutations
 

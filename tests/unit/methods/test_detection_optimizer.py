@@ -1,4 +1,4 @@
-"""Steps of the detection optimizer against NumPy: groups of decay, clipping, schedules and accumulation."""
+"""Detection's optimizer in NumPy: decay groups, clipping, schedules, accumulation."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,7 @@
-"""Token labels against pooling by loops; losses against NumPy; positions outside the extent have no effect."""
+"""Token labels against pooling by loops, and their losses against NumPy.
+
+Positions outside the extent have no effect.
+"""
 
 import jax
 import jax.numpy as jnp

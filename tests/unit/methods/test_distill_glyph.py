@@ -1,4 +1,4 @@
-"""The config that distills a ViT without labels: its loss in NumPy, and what enters it."""
+"""The config that distills a ViT without labels: its loss in NumPy, its inputs."""
 
 import runpy
 from pathlib import Path

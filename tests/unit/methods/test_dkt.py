@@ -215,7 +215,7 @@ def test_logits_of_public_images_are_published_and_stored(initial):
 
 
 def test_logits_of_a_learner_that_skipped_an_exchange_are_unused(initial):
-    """The third learner leaves after the first task: its logits belong to other images."""
+    """The third learner leaves after the first task: its logits are of other images."""
     method = build(exchange_mode="predictions", public=8, public_batch=5, leaves=(2, 2, 1))
     data = {**batch(), "public": batch(1, seed=7)["images"][0][:5]}
     history = train(method, initial_variables(method), [data] * 2, [context(0, 2), context(2, 4, task=1)])

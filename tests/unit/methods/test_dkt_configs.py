@@ -26,7 +26,7 @@ INFO = StreamInfo(100, (10,) * 10)
 
 
 def small(text):
-    """The config on two tasks of glyphs, with a small network, one epoch and no memory."""
+    """Returns the config for two glyph tasks: a small network, one epoch, no memory."""
     config = get_config(f"{text},data=glyph_mini,tasks=2,epochs=1")
     config.network.update(width=2, depths=(1, 1), image_size=32)
     config.data.update(max_train_per_class=8, max_test_per_class=4)

@@ -1,4 +1,4 @@
-"""Learners of DKT with prompts: what is shared, trained and published, and the input of the ST head."""
+"""DKT's prompt learners: shared, trained and published parts; the ST head's input."""
 
 from dataclasses import replace
 
@@ -24,7 +24,7 @@ def build(**learner_options):
 
 
 def initial(learner):
-    """Draws (variables, shared variables) of the learner's shapes: its own `init` takes seconds to compile."""
+    """Draws (variables, shared variables); the learner's `init` compiles for seconds."""
     rng = np.random.default_rng(0)
     shapes = jax.eval_shape(lambda key: (learner.init(key), learner.init_shared(key)), jax.random.key(0))
     return jax.tree.map(lambda leaf: rng.normal(0, 0.3, leaf.shape).astype(leaf.dtype), shapes)

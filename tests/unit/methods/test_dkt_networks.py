@@ -9,7 +9,7 @@ from cdl_jax.methods.shared.dkt_networks import EvaluatedNetworks
 
 
 def log_of(*probabilities):
-    """Logits whose softmax are these probabilities, shifted by a constant that softmax ignores."""
+    """Returns logits of the probabilities, shifted by a constant that softmax ignores."""
     return jnp.log(jnp.array([probabilities])) + 3.0
 
 
@@ -57,7 +57,7 @@ def test_heads_are_the_last_layers_of_a_learners_features():
 
 
 def test_metrics_of_each_head_and_learner():
-    """Learner a has met class 0, learner b class 1: each has one unmet class of the three."""
+    """Of three classes, learner a has met 0 and b has met 1: each lacks the other's."""
     labels, ranks = jnp.array([1]), np.array([[0, 1, 2], [1, 0, 2]])
     metrics = BOTH.metrics(BOTH.logits(OUTPUTS), labels, ranks, end=1)
     groups = {f"mean{suffix}/accuracy_on_others_classes" for suffix in ("", "_st", "_both")}

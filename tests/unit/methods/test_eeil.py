@@ -1,4 +1,4 @@
-"""EEIL: its losses, gradient noise, its outputs as a teacher, and a run that is killed and resumed."""
+"""EEIL: losses, gradient noise, outputs as a teacher, a killed and resumed run."""
 
 import json
 import runpy
@@ -57,7 +57,7 @@ def random_variables(method):
 
 
 def logits_of_both(method, variables, data):
-    """Logits of the network in training mode, and of the previous network in evaluation mode."""
+    """Returns logits in training mode, and the previous network's in evaluation mode."""
     backbone, key = method.backbone, jax.random.key(0)
     forward = quick(lambda v, train: apply(backbone, v, data["images"], train, key)[0][0], static_argnums=1)
     current, previous = forward(variables["network"], True), forward(variables["previous"], False)

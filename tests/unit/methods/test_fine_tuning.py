@@ -1,4 +1,4 @@
-"""Method `supervised` fine-tunes a pretrained network with a new head, or trains the new head only."""
+"""`supervised` fine-tunes a pretrained network with a new head, or this head only."""
 
 import jax
 import numpy as np

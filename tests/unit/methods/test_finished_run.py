@@ -1,4 +1,4 @@
-"""Teachers of finished runs: the stream, the network and the named outputs that a student needs."""
+"""Teachers of finished runs: the stream, network and named outputs for a student."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Frozen kernels in bfloat16: predictions, memory, checkpoints, and such a run as a teacher."""
+"""Frozen kernels in bfloat16: predictions, memory, checkpoints, run as a teacher."""
 
 import re
 
@@ -20,7 +20,7 @@ from tests.support.contexts import context
 
 
 def build(dtype):
-    """Returns experiment, mutable and frozen variables of one student with one wide block."""
+    """Returns steps, mutable and frozen variables of one student with one wide block."""
     config = tiny.get_config("learner=none,distill=none")
     config.student.update(depth=1, dim=256)
     config.data.update(num_tasks=1, max_train_per_class=4, class_order="0,1,2,3,4,5,6,7")

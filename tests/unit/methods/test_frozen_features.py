@@ -9,7 +9,7 @@ from cdl_jax.methods.shared import frozen_features, teachers
 
 
 class Echo:
-    """A network whose vector of an image is the image's mean color, and whose size is its input's."""
+    """A network whose features are an image's mean color; `shape` is the input's."""
 
     def outputs(self, variables, images, context):
         self.shape = images.shape

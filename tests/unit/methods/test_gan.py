@@ -1,4 +1,7 @@
-"""Terms of a teacher and the average of the generator, by hand; the networks are in tests/parity."""
+"""Terms of a teacher and the average of the generator, by hand.
+
+tests/parity compares the networks.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +39,7 @@ def images_of(vectors):
 
 
 def inputs(terms):
-    """Returns variables, images, outputs of the discriminator, and their arrays: fake rows before real ones."""
+    """Returns variables, images, discriminator outputs, and arrays, fake rows first."""
     rng = np.random.default_rng(0)
     c, f, h = (rng.normal(size=(6, WIDTH)).astype(np.float32) for _ in range(3))
     kernel = np.array([[1.0, 2.0], [0.0, -1.0]], np.float32)

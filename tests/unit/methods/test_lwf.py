@@ -1,4 +1,4 @@
-"""Learning without Forgetting: distillation from the previous network, and the network as a teacher."""
+"""LwF: distillation from the previous network, and the network as a teacher."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Nearest class mean: each training image counts once, without augmentation, and the nearest mean is predicted."""
+"""Nearest class mean: each training image counts once, without augmentation."""
 
 import jax
 import numpy as np
@@ -19,14 +19,17 @@ SIDE, BATCH = 8, 4
 
 
 def images(labels, seed):
-    """Returns one random image for each class, with noise, so that class means are informative."""
+    """Returns each class's random image with noise, so that means are informative."""
     rng = np.random.default_rng(seed)
     prototypes = np.random.default_rng(1).integers(0, 200, (4, SIDE, SIDE, 3))
     return (prototypes[labels] + rng.integers(0, 56, (len(labels), SIDE, SIDE, 3))).astype(np.uint8)
 
 
 def stream():
-    """Returns two tasks of two classes; their 7 and 9 training images leave the last batch incomplete."""
+    """Returns two tasks of two classes.
+
+    The tasks have 7 and 9 training images, which leave the last batch incomplete.
+    """
     train, test = np.array([0, 1, 0, 1, 1, 0, 0, *[2] * 4, *[3] * 5]), np.arange(20) % 4
     splits = (Split(labels.astype(np.int32), images(labels, 2 + i)) for i, labels in enumerate((train, test)))
     return split_into_tasks(Dataset("squares", ("a", "b", "c", "d"), *splits), num_tasks=2)
@@ -42,7 +45,7 @@ def build_experiment(data, **changes):
 
 
 def train(steps, task, mutable, frozen, start=0):
-    """Trains from batch `start` and returns the mutable variables and the number of images that were added."""
+    """Trains from batch `start`; returns (mutable variables, number of images added)."""
     (phase,) = steps.experiment.method.phases
     state, added = steps.task_state(mutable), 0
     run, data = steps.train_step(0), steps.train_loader.data

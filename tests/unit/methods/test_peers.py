@@ -1,4 +1,4 @@
-"""Peer methods: parameters that a step changes, names and metrics of networks, invalid options."""
+"""Peer methods: changed parameters, networks' names and metrics, invalid options."""
 
 import runpy
 from functools import partial
@@ -68,7 +68,7 @@ def step(method, variables):
 
 
 def random_variables(method):
-    """Random variables of the method's shapes: its own `init` takes seconds to compile."""
+    """Draws variables of the method's shapes: its own `init` takes seconds to compile."""
     shapes, rng = flatten_dict(jax.eval_shape(method.init, jax.random.key(0))), np.random.default_rng(5)
     drawn = {path: rng.normal(0, 0.5, leaf.shape).astype(np.float32) for path, leaf in shapes.items()}
     ones = {path: np.ones_like(drawn[path]) for path in drawn if path[-1] in ("scale", "var")}

@@ -1,4 +1,4 @@
-"""Methods of one network with replay: their phases, and the classes of the cross-entropy."""
+"""Methods of one network with replay: phases, and classes of the cross-entropy."""
 
 import jax
 import jax.numpy as jnp

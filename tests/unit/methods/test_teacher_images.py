@@ -1,4 +1,4 @@
-"""Images that a teacher of a finished run gets: the student's, in the size and normalization of its own run."""
+"""Student images in the size and normalization of the teacher's finished run."""
 
 from pathlib import Path
 from types import SimpleNamespace

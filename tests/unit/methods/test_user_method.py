@@ -1,4 +1,4 @@
-"""A mistake in a user's method is reported in one line with file and function, before anything is compiled."""
+"""Mistakes in user methods: one line with file and function, before compilation."""
 
 import sys
 
@@ -61,7 +61,7 @@ def build(config, info):
 
 @pytest.fixture
 def write(tmp_path, monkeypatch):
-    """A function that writes a method of the given text; returns (file, function that builds its experiment)."""
+    """Yields a function: method's text -> (file, function that builds the experiment)."""
 
     def write_method(text):
         (tmp_path / "userpart").mkdir()

@@ -1,4 +1,4 @@
-"""The method vidt: parameters of published detectors, what is trained, and the distances from the past."""
+"""vidt: published parameter counts, trained parameters, distances from the past."""
 
 import dataclasses
 import functools
@@ -95,7 +95,7 @@ def test_published_detectors_have_the_published_numbers_of_parameters_without_th
     ],
 )
 def test_the_plan_has_the_published_parameters_and_operations(size, published, narrow, wide):
-    """The published modules were counted for images of 800 x 1056 and 800 x 1328, in 10^9 multiply-adds."""
+    """The published 10^9 multiply-adds are of images of 800 x 1056 and 800 x 1328."""
     config = config_files.load(config_files.find("coco_vidt"), f"student={size}")
     data, _ = describe.load_or_placeholder(config.data, 0)
     experiment, _ = describe.build_experiment(config, data)
@@ -168,7 +168,10 @@ def test_only_the_current_classes_get_a_gradient_from_the_labels():
 
 
 def pooled(labels, classes, size, out):
-    """The share of each class in the adaptive average pooling of a label map; of any object in column 0."""
+    """Returns each class's share in the adaptive average pooling of a label map.
+
+    Column 0 has the share of any object.
+    """
     shares = np.zeros((*out, classes))
     for i, j in np.ndindex(out):
         rows = slice(i * size[0] // out[0], -(-(i + 1) * size[0] // out[0]))
@@ -178,7 +181,7 @@ def pooled(labels, classes, size, out):
 
 
 def test_token_labels_add_the_focal_and_dice_losses_of_the_label_maps():
-    """The extents of 48 x 64 pixels are not the canvas, and 64 is the stride of the last map."""
+    """The extents of 48 x 64 pixels are not the canvas; the last map's stride is 64."""
     method = make(student__token_label=True, vidt__solver="device", token_labels__focal_weight=3.0)
     assert method.label_maps and not make().label_maps
     maps = np.zeros((2, 64, 64), np.uint8)

@@ -1,4 +1,4 @@
-"""The method vkd: what a step trains, teachers of all families, and teachers that do not fit."""
+"""The method vkd: trained parameters, teachers of all families, refused teachers."""
 
 import runpy
 from pathlib import Path
@@ -69,7 +69,10 @@ def batch():
 
 
 def random_variables(method):
-    """Draws normal numbers for every leaf; scales and variances are one. Compiling `init` takes seconds."""
+    """Draws normal numbers for every leaf; scales and variances are one.
+
+    Compiling `init` takes seconds.
+    """
     rng = np.random.default_rng(1)
     shapes = flatten_dict(jax.eval_shape(method.init, jax.random.key(0)))
     values = {path: rng.normal(0, 0.3, leaf.shape).astype(leaf.dtype) for path, leaf in shapes.items()}

@@ -1,4 +1,4 @@
-"""Options of the method vkd: the student's moving average, the teacher cache, gradient accumulation.
+"""Options of vkd: student's moving average, teacher cache, gradient accumulation.
 
 The tests run the compiled steps without files, on a few images of `glyph_mini`."""
 

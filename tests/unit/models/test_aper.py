@@ -1,4 +1,4 @@
-"""APER: an adaptation of the first task, and prototypes of the adapted and the pretrained backbone."""
+"""APER: first-task adaptation, prototypes of the adapted and pretrained backbone."""
 
 import math
 

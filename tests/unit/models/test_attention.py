@@ -20,7 +20,7 @@ def plain(query, key, value):
 
 
 def fused(query, key, value):
-    """Returns the mixture of values as cuDNN's kernel gets it, computed by XLA, without the added query."""
+    """Mixes values by XLA from operands of cuDNN's kernel, without the added query."""
     return attention.fused_attention(query, key, value, "xla")[:, : query.shape[1]]
 
 
@@ -77,7 +77,7 @@ def test_added_keys_take_no_weight():
 
 @pytest.mark.parametrize("of_sum", [False, True], ids=["gradient of each seed", "gradient of the sum over seeds"])
 def test_fused_attention_maps_over_seeds_that_share_queries(of_sum):
-    """The queries of the first block are those of all seeds; prompts make keys and values differ."""
+    """Seeds share the first block's queries; prompts make keys and values differ."""
     query, keys, value, weight = normal(2, 5, 2, 8), normal(3, 2, 7, 2, 8), normal(2, 7, 2, 8), normal(2, 5, 2, 8)
 
     def gradients(form):

@@ -1,4 +1,4 @@
-"""BigGAN: the published numbers of parameters, spectral norms by hand, and what training and evaluation change."""
+"""BigGAN: published parameter counts, spectral norms by hand, changes per mode."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""CLIP's image encoder: files of the complete model or of the encoder alone, and files that do not fit."""
+"""CLIP's image encoder: files of the model, of the encoder alone, refused files."""
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ def build(num_classes=0, **changes):
 
 
 def state_dict(**changes):
-    """Returns the image encoder's state dict under OpenAI's names, with random numbers."""
+    """Returns the image encoder's random state dict under OpenAI's names."""
     block = "transformer.resblocks.0"
     shapes = {
         "class_embedding": (6,), "positional_embedding": (5, 6), "proj": (6, 5), "conv1.weight": (6, 3, 4, 4),

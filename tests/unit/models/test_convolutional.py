@@ -1,4 +1,4 @@
-"""Convolutional families: parameter counts, torch's padding, batch statistics and initial values."""
+"""Convolutional families: parameters, torch's padding, batch norm, initial values."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,7 @@
-"""Compares deformable attention with SciPy's interpolation in JAX, and its two implementations with each other."""
+"""Compares deformable attention with SciPy's interpolation in JAX.
+
+The two implementations of deformable attention are compared with each other too.
+"""
 
 import jax
 import jax.numpy as jnp

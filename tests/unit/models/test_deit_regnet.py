@@ -1,4 +1,4 @@
-"""DeiT and RegNet: parameter counts, stages, weights of torch's state dicts, and named outputs.
+"""DeiT and RegNet: parameter counts, stages, torch's state dicts, named outputs.
 
 tests/parity compares the outputs with those of the original programs.
 """

@@ -1,4 +1,4 @@
-"""Tests that published checkpoints of detectors and of Swin load, and the messages for those that do not fit."""
+"""Published checkpoints of detectors and Swin: loading, and messages of refusal."""
 
 import argparse
 import pickle
@@ -72,7 +72,10 @@ def test_names_and_layouts_go_there_and_back(options):
 
 
 def published(path, state=STATE, projectors=True):
-    """A checkpoint of a VkD student: copies of the heads, unused parameters, projectors, and an optimizer."""
+    """Writes a checkpoint of a VkD student.
+
+    The checkpoint has copies of the heads, unused parameters, projectors and an optimizer.
+    """
     unused = {name: np.ones(shape, np.float32) for name, shape in state_dicts.unused_shapes(PARAMS).items()}
     copies = {f"transformer.decoder.{name}": array for name, array in state.items() if name.startswith("bbox_embed")}
     model = {**state, **unused, **copies, "backbone.layers.0.blocks.0.attn.relative_position_index": np.ones((16, 16))}

@@ -1,4 +1,4 @@
-"""EASE: adapters of each task, prototypes in all of their spaces, and the weighted sum of cosines."""
+"""EASE: each task's adapters, prototypes in all spaces, weighted sums of cosines."""
 
 import jax
 import numpy as np

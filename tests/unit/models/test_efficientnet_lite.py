@@ -1,4 +1,4 @@
-"""EfficientNet-Lite: parameter counts, TensorFlow's padding, and weights under torch's names."""
+"""EfficientNet-Lite: parameter counts, TensorFlow's padding, torch-named weights."""
 
 from functools import partial
 
@@ -39,7 +39,7 @@ def test_named_networks_have_the_published_number_of_parameters(number, count):
 
 
 def depthwise_convolution(x, kernel, stride):
-    """Convolves each channel of `x` `[height, height, channels]` with its kernel of `[k, k, 1, channels]`.
+    """Convolves each channel of `[height, height, channels]` by `[k, k, 1, channels]`.
 
     The padding makes the output `1 / stride` of the input. An odd row of padding is below, an odd column to the right.
     """
@@ -90,7 +90,7 @@ def test_running_statistics_have_momentum_0_99():
 
 
 def torch_state(values):
-    """Returns a state dict with the names of efficientnet_lite_pytorch, in torch's layouts."""
+    """Returns a state dict in efficientnet_lite_pytorch's names and torch's layouts."""
     ends = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
     state = {"_bn0.num_batches_tracked": np.int64(3)}
     for path, array in flatten_dict(values).items():

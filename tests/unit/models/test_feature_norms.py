@@ -1,4 +1,4 @@
-"""Compares normalizations of features with NumPy, also for few rows and constant channels."""
+"""Compares normalizations with NumPy, also for few rows and constant channels."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,7 @@
-"""Tests the search for weights by file, by folder and by the timm name that `python -m cdl_jax.fetch` stores."""
+"""Tests the search for weights by file, by folder and by timm name.
+
+`python -m cdl_jax.fetch` stores weights by timm name.
+"""
 
 import ml_collections
 import numpy as np

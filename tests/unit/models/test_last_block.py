@@ -1,4 +1,4 @@
-"""The class token of each learner's network is that of a complete last block, in values and gradients."""
+"""Each learner's class token and gradients are those of a complete last block."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Tests that checkpoints of other programs give the same parameters in all wrappers and layouts."""
+"""Other programs' checkpoints give equal parameters in all wrappers and layouts."""
 
 import re
 
@@ -20,7 +20,10 @@ def save(path, state, **more):
 
 
 def hugging_face(timm):
-    """Returns the names of transformers' ViTForImageClassification, written independently of the reader."""
+    """Returns the arrays by the names of transformers' ViTForImageClassification.
+
+    The names are written independently of the reader.
+    """
     state = {}
     for name, array in timm.items():
         block = re.match(r"blocks\.(\d+)\.(.*)\.(weight|bias)", name)
@@ -56,7 +59,10 @@ def hugging_face(timm):
 
 
 def torchvision(timm, mlp=("0", "3")):
-    """Returns the names of torchvision's VisionTransformer, written independently of the reader."""
+    """Returns the arrays by the names of torchvision's VisionTransformer.
+
+    The names are written independently of the reader.
+    """
     pairs = {
         "cls_token": "class_token",
         "pos_embed": "encoder.pos_embedding",
@@ -80,7 +86,7 @@ def torchvision(timm, mlp=("0", "3")):
 
 
 def chunked(timm):
-    """Returns DINOv2's names for chunks of one block, with consecutive numbers of blocks."""
+    """Returns DINOv2's names for chunks of one block, with consecutive block numbers."""
     return {re.sub(r"^blocks\.(\d+)\.", r"blocks.\1.\1.", name): array for name, array in timm.items()}
 
 

@@ -1,4 +1,7 @@
-"""Learners beyond prompts in the real training step: backbone weights, adapters, fitted heads, several passes."""
+"""Learners beyond prompts in the real training step.
+
+The learners have backbone weights, adapters, fitted heads and several passes.
+"""
 
 import jax
 import jax.monitoring

@@ -41,7 +41,7 @@ def cosines(keys, query=QUERY):
 
 
 def most_selected(selections, count):
-    """Returns the rows that most images select; of equally popular rows the lower index is first."""
+    """Returns the rows that most images select; of equals the lower index is first."""
     counts = {row: sum(row in selection for selection in selections) for row in range(POOL)}
     return sorted(counts, key=lambda row: (-counts[row], row))[:count]
 

@@ -1,4 +1,4 @@
-"""Tests that a ViT in an ONNX file of torch, below other layers, computes the same as the graph."""
+"""A ViT in an ONNX file of torch, below other layers, computes as the graph does."""
 
 import sys
 
@@ -71,7 +71,10 @@ def ints(*values):
 
 
 def exported(path, params, grid):
-    """Hugging Face's DINOv2 with a layer on top, as torch exports it for images of `grid` by `grid` patches."""
+    """Writes Hugging Face's DINOv2 with a layer on top, as torch exports it.
+
+    The images have `grid` by `grid` patches.
+    """
     state, graph, root = to_timm(params), Graph(), "net.backbone"
     op, tokens = graph.op, 1 + grid * grid
 

@@ -1,4 +1,4 @@
-"""Compares orthogonal weights with dense matrix functions in float64, and tests weight decay."""
+"""Orthogonal weights against dense float64 matrix functions, and weight decay."""
 
 import jax
 import jax.numpy as jnp

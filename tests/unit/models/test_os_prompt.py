@@ -1,4 +1,4 @@
-"""OS-Prompt: prompts that are selected by class tokens of the same pass, and the number of operations."""
+"""OS-Prompt: prompts selected by class tokens of the same pass, operation counts."""
 
 import jax
 import numpy as np

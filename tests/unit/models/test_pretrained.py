@@ -1,4 +1,4 @@
-"""Tests that weights of all layouts give the same parameters, and the message for those that do not fit."""
+"""Tests equal parameters from weights of all layouts, and messages of refusal."""
 
 import os
 import re

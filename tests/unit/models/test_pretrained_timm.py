@@ -1,4 +1,4 @@
-"""The ViT with loaded weights computes what timm's ViT computes, and weights go back into timm."""
+"""A ViT with loaded weights computes as timm's ViT, and weights go back into timm."""
 
 import importlib.abc
 import importlib.machinery
@@ -20,7 +20,10 @@ SIZES = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 3, "num_head
 
 
 class _Empty(type):
-    """An empty class whose members are their own names: timm lists members of enumerations when it is imported."""
+    """An empty class whose members are their own names.
+
+    timm lists members of enumerations when timm is imported.
+    """
 
     def __getattr__(cls, name):
         if name.startswith("__"):
@@ -29,7 +32,7 @@ class _Empty(type):
 
 
 class _Absent(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Replaces torchvision if it is not installed: any submodule exists, and any name in it is an empty class.
+    """Replaces absent torchvision: any submodule exists, any name is an empty class.
 
     timm imports torchvision for its data pipeline and for frozen batch normalization. Its ViT computes only with torch.
     An empty class cannot return a number, so that it cannot affect the comparison.
@@ -75,7 +78,7 @@ def models():
 
 
 def randomize(model, seed=0):
-    """Replaces all parameters by random numbers, so that no zero bias or zero token hides a mistake."""
+    """Replaces all parameters by random numbers: a zero bias or token hides mistakes."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():

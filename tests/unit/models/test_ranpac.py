@@ -1,4 +1,7 @@
-"""RanPAC: ridge regression on a random projection, with a ridge chosen on a fifth of a task's images."""
+"""RanPAC: ridge regression on a random projection.
+
+The ridge is chosen on a fifth of a task's images.
+"""
 
 import jax
 import numpy as np
@@ -17,7 +20,7 @@ WIDTH = 16
 
 
 def chosen_ridge(projected, labels):
-    """Returns the ridge with the least mean squared error on the rows that are held out, in float64."""
+    """Returns the ridge of least error on the rows that are held out, in float64."""
     x, y = np.float64(projected), np.eye(4)[labels]
     held_out = np.array(ranpac.select_held_out(np.arange(len(x))))
     errors = []

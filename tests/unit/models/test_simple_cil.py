@@ -1,4 +1,7 @@
-"""SimpleCIL: prototypes are the class means of the frozen backbone, and the largest cosine is predicted."""
+"""SimpleCIL: prototypes are the class means of the frozen backbone.
+
+The class of the largest cosine is predicted.
+"""
 
 import jax
 import numpy as np

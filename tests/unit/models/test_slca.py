@@ -1,4 +1,4 @@
-"""SLCA: Gaussians of the classes, normalized logits, and the alignment of the head on drawn features."""
+"""SLCA: class Gaussians, normalized logits, head alignment on drawn features."""
 
 import jax
 import numpy as np
@@ -16,7 +16,7 @@ LABELS_OF_TASKS = ((0, 1), (2, 3), (4,))
 
 
 def statistics_of(rows, labels):
-    """Returns the statistics of the images of the first two tasks, in batches with a padding row."""
+    """Returns statistics of images of the first two tasks; batches have a padding row."""
     head = slca.AlignedHead(CLASSES, TASKS, slca.Alignment(1, 0.1, 4, 0.0))
     statistics, accumulate = head.init_statistics(WIDTH), jax.jit(head.accumulate)
     for task in (0, 1):

@@ -1,4 +1,7 @@
-"""Slim residual networks with one and two heads: sizes, padded shortcuts, initial values, the authors' names."""
+"""Slim residual networks with one and two heads.
+
+The tests cover sizes, padded shortcuts, initial values and the authors' names.
+"""
 
 from functools import partial
 

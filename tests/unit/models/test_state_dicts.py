@@ -1,4 +1,4 @@
-"""The readers of weight files: what torch and numpy write is read; damaged and hostile files are refused."""
+"""Readers of torch's and numpy's weight files; damaged, hostile files are refused."""
 
 import os
 import pickle
@@ -23,7 +23,7 @@ def numbers(values):
 
 
 def storage(key, count, kind="FloatStorage"):
-    """Pickle instructions that fetch a stored block of numbers, as torch.save writes them."""
+    """Returns torch.save's pickle instructions that fetch a stored block of numbers."""
     return b"(" + text("storage") + f"ctorch\n{kind}\n".encode() + text(key) + text("cpu") + numbers([count])[1:] + b"Q"
 
 
@@ -34,7 +34,10 @@ def tensor(source, offset, shape, strides):
 
 
 def torch_zip(path, items, blocks, compression=zipfile.ZIP_STORED):
-    """A file as torch.save writes it, made without torch: pickle instructions by name, stored blocks by key."""
+    """Writes a file as torch.save does, without torch.
+
+    `items` are pickle instructions by name, `blocks` are stored blocks by key.
+    """
     body = b"".join(text(name) + code + b"s" for name, code in items.items())
     with zipfile.ZipFile(path, "w", compression) as archive:
         archive.writestr("archive/data.pkl", b"\x80\x02}" + body + b".")
@@ -151,7 +154,7 @@ def test_modules_of_torch_are_refused(tmp_path):
 
 
 def legacy(path, items, blocks, little=True, keys=None):
-    """A file as torch.save wrote it before 1.6: `blocks` are (how many numbers, bytes) by key."""
+    """Writes torch.save's file before 1.6; `blocks`: key -> (count of numbers, bytes)."""
     body = b"".join(text(name) + code + b"s" for name, code in items.items())
     start = [0x1950A86A20F9469CFC6C, 1001, {"protocol_version": 1001, "little_endian": little}]
     parts = [pickle.dumps(value, protocol=2) for value in start]

@@ -1,4 +1,4 @@
-"""Tests windows, shifts, merging and stochastic depth of Swin with detection tokens."""
+"""Tests Swin with detection tokens: windows, shifts, merging, stochastic depth."""
 
 import jax
 import jax.numpy as jnp

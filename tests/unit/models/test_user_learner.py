@@ -1,4 +1,4 @@
-"""A mistake in a user's learner is reported in one line with file and hook, before anything is compiled."""
+"""Mistakes in user learners: one line with file and hook, before compilation."""
 
 import sys
 
@@ -79,7 +79,7 @@ def build(options, *, dim, key_dim, depth, num_tasks):
 
 @pytest.fixture
 def build(tmp_path, monkeypatch):
-    """A function that builds CDL with a learner of the given text, and returns (file, function that builds)."""
+    """Yields a function: learner's text -> (file, function that builds CDL with it)."""
 
     def build(text, distill="none"):
         (tmp_path / "userpart").mkdir()

@@ -70,7 +70,7 @@ def test_number_of_parameters_is_published(name, published):
 
 @pytest.fixture(scope="module")
 def refined():
-    """A model with its parameters, and its compiled function of images, sizes and extents."""
+    """Returns (model, parameters, compiled function of images, sizes and extents)."""
     model = build()
     params = spread(init(model))
     return model, params, jax.jit(lambda *inputs: model.apply({"params": params}, *inputs))

@@ -1,4 +1,4 @@
-"""Compares a ViT with prompts with one block in NumPy, and tests options that do not change its outputs."""
+"""A prompted ViT against one block in NumPy, and options that change no outputs."""
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,7 @@ def model(**changes):
 
 
 def apply(network, params, *prompts, **arguments):
-    """Applies the network to the images in one compiled call: many small compilations take longer."""
+    """Applies the network in one compiled call: many small compilations take longer."""
     train = arguments.pop("train", False)
     call = jax.jit(lambda params, prompts, arguments: network.apply(params, IMAGES, *prompts, train=train, **arguments))
     return call({"params": params}, prompts, arguments)

@@ -1,4 +1,4 @@
-"""Branches in tables and plots: labels name the parent, and curves leave that of the parent at its task."""
+"""Branches in tables and plots: labels name the parent, curves leave the parent's."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The sections of detectors: tables by hand, curves, and pixels of the drawn boxes."""
+"""The sections of detectors: tables by hand, curves, and pixels of drawn boxes."""
 
 import base64
 import io
@@ -31,7 +31,7 @@ def results():
 
 
 def detections(found=()):
-    """Returns the detections in one gray image of 200 x 100 pixels, stored in half its size."""
+    """Returns detections in one gray image of 200 x 100 pixels, stored at half size."""
     content = io.BytesIO()
     Image.new("RGB", (100, 50), (128, 128, 128)).save(content, "JPEG")
     image = {

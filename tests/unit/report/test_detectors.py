@@ -1,4 +1,4 @@
-"""The comparison of detectors: numbers, curves and the sheet of images, from stored files."""
+"""The comparison of detectors from files: numbers, curves, the sheet of images."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""The section of generators: curves of distances with their floor, and sheets of samples."""
+"""The section of generators: curves of distances with a floor, sheets of samples."""
 
 from cdl_jax.report import generation_section, run_page
 

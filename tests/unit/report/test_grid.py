@@ -1,4 +1,4 @@
-"""The grid of learners by schemes: gains over the learner alone, their paired test, and exported results."""
+"""The grid: gains over the learner alone, their paired test, exported results."""
 
 import json
 
@@ -14,7 +14,7 @@ ALONE, KD, TEACHER = (50.0, 52.0, 54.0), (53.0, 56.0, 56.0), (80.0, 81.0, 82.0)
 
 
 def store(folder, learner, scheme, seed, status="finished", teachers=(), more=(), **last):
-    """Stores a run whose networks have the final accuracies `last` and forgot 10 points of the first task.
+    """Stores a run with final accuracies `last` and 10 points forgotten of task 0.
 
     `more` has further entries of its results.json.
     """

@@ -1,4 +1,4 @@
-"""The command line of the report: its commands, its options, and the former spellings of both."""
+"""The command line of the report: commands, options, and their former spellings."""
 
 import json
 
@@ -149,7 +149,7 @@ def test_numbers_of_detectors_are_called_ap(grid_runs, tmp_path, capsys):  # noq
     assert (tmp_path / "grid.md").read_text().startswith("## AP after the last task\n") and "learning_AP" in out
     assert "<!-- AP, %; bar: mean -->" in svgs["table"].read_text()
     assert "<!-- gain of AP over the learner alone, points; bar: mean -->" in svgs["grid"].read_text()
-    assert "<!-- AP, %; line: mean -->" in comparison_plots.sweep_plot({"a": {1: [2.0]}}, "x", "AP")
+    assert "<!-- AP, %; line: mean -->" in comparison_plots.sweep_plot({"a": {1: {(0, 0, 0): 2.0}}}, "x", "AP")
 
 
 def test_the_command_line_plots_accuracy_against_traffic(tmp_path, capsys):
@@ -177,7 +177,10 @@ def test_the_command_line_plots_accuracy_against_traffic(tmp_path, capsys):
 
 
 def store_damaged(folder):
-    """Creates folders of runs that failed, have just begun or are damaged; returns (path, part of the message)."""
+    """Creates unreadable runs; returns (path, part of the message) of each.
+
+    A path is absent, a file, or a folder: empty, just begun, damaged, or without one of two seeds.
+    """
     folders_and_messages = []
     for name, files, message in (
         ("empty", {}, "holds no results of a run yet"),

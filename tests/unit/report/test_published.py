@@ -1,4 +1,4 @@
-"""CDL's published results: the tables are complete, and each cell has a config that builds an experiment."""
+"""CDL's published results: complete tables, and an experiment for each cell."""
 
 from collections import Counter
 from functools import cache
@@ -220,7 +220,10 @@ def test_every_cell_builds_an_experiment():
 
 
 def trace_loss_terms(choices, every_phase=False):
-    """Returns the loss terms of a cell's phases, traced with the shapes of a batch of two images."""
+    """Returns the loss terms of each update in a cell's last phase, or in every phase.
+
+    The updates are traced with the shapes of a batch of two images.
+    """
     method = Experiment.build(cdl.build(**choices, reference=True), tasks(choices["data"])).method
     variables = jax.eval_shape(method.init, jax.random.key(0))
     images = jax.ShapeDtypeStruct((2, 224, 224, 3), jnp.float32)

@@ -1,4 +1,4 @@
-"""OKDDip's published results: the numbers, their settings, and the comparison with runs."""
+"""OKDDip's published results: numbers, settings, and the comparison with runs."""
 
 import json
 from collections import Counter

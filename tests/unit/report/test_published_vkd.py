@@ -1,4 +1,4 @@
-"""VkD's published results: the numbers, the settings of the ablation, and the comparison with runs."""
+"""VkD's published results: numbers, ablation settings, and comparison with runs."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""ViDT's and VkD's published results on COCO: the numbers, the settings of each row, and the comparison with runs."""
+"""Published results of ViDT and VkD on COCO: numbers, settings of rows, and runs."""
 
 import json
 
@@ -32,7 +32,7 @@ def settings(*keys, **choices):
 
 
 def rows(folder, values, changes=(), **choices):
-    """Returns the table's rows for a run with these numbers of COCO after its one task."""
+    """Returns the table's rows for a run with these COCO numbers after its one task."""
     config = vkd_detection.build(**choices)
     config.update_from_flattened_dict(dict(changes))
     networks = {"student": {"metrics": named_metrics([[values["AP"]]], [1])}}

@@ -1,4 +1,4 @@
-"""Runs and published results: which cell a run matches, and whether it reproduces the cell."""
+"""Runs and published results: the cell of a run, and the verdict of reproduction."""
 
 import json
 import math
@@ -20,7 +20,10 @@ FORMER = "unchanged since v2"
 
 
 def store(folder, last, forgetting=6.0, seed=0, status="finished", changes=(), **choices):
-    """Stores a run of two tasks with a final accuracy and forgetting, and the config of a cell with `changes`."""
+    """Stores a run of two tasks with the config of a cell and `changes`.
+
+    `last` and `forgetting` are the student's final accuracy and forgetting.
+    """
     config = cdl.build(**choices)
     config.update_from_flattened_dict({"seed": seed, "student.weights": "s.npz", "teacher.weights": "t.npz"})
     config.update_from_flattened_dict(dict(changes))

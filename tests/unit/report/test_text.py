@@ -1,4 +1,4 @@
-"""Tables in each format: raw numbers in CSV, escaped text in Markdown and LaTeX, for each kind of report."""
+"""Tables of each report: raw numbers in CSV, escaped text in Markdown and LaTeX."""
 
 import csv
 import io

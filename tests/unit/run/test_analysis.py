@@ -1,4 +1,4 @@
-"""`--mode=analyze`: runs that it refuses, and the forgetting between teacher and student."""
+"""`--mode=analyze`: refused runs, and the forgetting between teacher and student."""
 
 from contextlib import nullcontext
 from types import SimpleNamespace
@@ -28,7 +28,7 @@ def test_runs_without_all_checkpoints_are_refused(monkeypatch, seeds, finished, 
 
 
 def test_forgetting_compares_the_teacher_after_a_task_with_later_students_over_its_classes():
-    """Row i, column t: mean KL(teacher after task t || student after task i) on the images of task t."""
+    """Row i, column t: mean KL(teacher after t || student after i), images of task t."""
     rng = np.random.default_rng(0)
     tasks = [SimpleNamespace(index=0, first=0, end=2), SimpleNamespace(index=1, first=2, end=4)]
     logits = {

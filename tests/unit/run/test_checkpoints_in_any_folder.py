@@ -1,4 +1,4 @@
-"""A working directory of any name keeps its checkpoints, and a first save that cannot be read back is refused."""
+"""Checkpoints in folders of any name; a first save that is unreadable is refused."""
 
 import jax.numpy as jnp
 import numpy as np

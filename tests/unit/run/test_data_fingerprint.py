@@ -1,4 +1,7 @@
-"""A run keeps a fingerprint of its data: moved data is the same, changed data ends in one line that names it."""
+"""The fingerprint of a run's data: moved data is equal, changed data is refused.
+
+One line names the changed data.
+"""
 
 import json
 import shutil

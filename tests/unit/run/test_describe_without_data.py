@@ -1,4 +1,4 @@
-"""Every shipped config can be planned without its data and weights; those that are there and damaged are an error."""
+"""Every shipped config is planned without data and weights; damage is an error."""
 
 import importlib.util
 

@@ -1,4 +1,4 @@
-"""detections.json: images, true boxes of the classes seen, and detections, by hand."""
+"""detections.json by hand: images, true boxes of the classes seen, and detections."""
 
 import base64
 import io

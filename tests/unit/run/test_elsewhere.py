@@ -1,4 +1,4 @@
-"""Images of other data sets: classes found by their names, file names, and the printed lines."""
+"""Images of other data sets: classes by name, file names, and the printed lines."""
 
 import json
 from types import SimpleNamespace

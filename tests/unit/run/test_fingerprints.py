@@ -17,7 +17,11 @@ NAME = "vit_base_patch16_224.augreg_in21k"
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    """A claimed run of a student with weights in a file, and the function that gives its config for another place."""
+    """Claims a run of a student with weights in a file.
+
+    Returns:
+        The function of the run's config, for other places of the weights and of the teacher runs.
+    """
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     (tmp_path / "a.npz").write_bytes(b"one")
@@ -160,7 +164,7 @@ def test_a_plug_in_with_other_content_is_another_run(tmp_path, monkeypatch):
 
 @pytest.fixture
 def helpers(tmp_path, monkeypatch):
-    """A plug-in of which each other file, except `unrelated`, is imported in another way."""
+    """A plug-in whose files, except `unrelated`, are each imported in another way."""
     monkeypatch.syspath_prepend(str(tmp_path))
     folder = tmp_path / "userfiles"
     texts = {

@@ -1,4 +1,4 @@
-"""Grown variables of learners predict the parent's classes as before: each axis grew at its end."""
+"""Grown variables predict the parent's classes as before: axes grew at their end."""
 
 import jax
 import jax.numpy as jnp

@@ -20,7 +20,7 @@ TASKS, WARM = 16, 8
 
 
 def threads():
-    """Returns the number of threads; a pool, which starts more of them under load, counts as one."""
+    """Returns the number of threads; a pool, which grows under load, counts as one."""
     pool_of = concurrent.futures.thread._threads_queues
     return len({pool_of.get(thread, thread) for thread in threading.enumerate()})
 
@@ -39,7 +39,10 @@ def test_a_thread_pool_counts_once_and_two_pools_twice():
 
 @pytest.fixture(scope="module")
 def looks(tmp_path_factory):
-    """Returns measures of this process after each task of a run, with three checkpoints a task."""
+    """Returns measures of this process after each task of a run.
+
+    A checkpoint follows every third step, and each task.
+    """
     folder, seen, save = tmp_path_factory.mktemp("long"), [], loop.Checkpoints.save_task
 
     def saved(self, task, variables, record):

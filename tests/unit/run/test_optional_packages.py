@@ -14,10 +14,10 @@ OPTIONAL = ("tensorflow", "tensorflow_datasets", "grain", "wandb", "mlflow")
 
 
 def run_without(absent, code, *arguments, folder=ROOT, path=()) -> subprocess.CompletedProcess:
-    """Runs `code` in a fresh interpreter in which the packages `absent` cannot be found, and those in `path` can.
+    """Runs `code` in a fresh interpreter without the packages `absent`.
 
-    `None` in sys.modules is what Python itself takes for "not installed": an import raises ModuleNotFoundError, of a
-    submodule too, and importlib.util.find_spec returns None.
+    Packages in the folders `path` can be found. `None` in sys.modules is what Python itself takes for "not installed":
+    an import raises ModuleNotFoundError, of a submodule too, and importlib.util.find_spec returns None.
     """
     block = f"import sys; sys.modules.update(dict.fromkeys({tuple(absent)!r}))\n"
     return subprocess.run(
@@ -72,7 +72,10 @@ TRAIN = f"""
 
 
 def small_run(folder) -> list[str]:
-    """The arguments of a training of one task, one epoch of 40 images in batches of 16, in `folder`."""
+    """Returns the arguments of a training in `folder`.
+
+    The training has one task, and one epoch of 40 images in batches of 16.
+    """
     small = {"data.num_tasks": 1, "data.max_train_per_class": 2, "data.max_test_per_class": 1, "train.epochs": 1}
     small |= {"student.depth": 1, "checkpoint.every_steps": 0}
     flags = ["--config=tests/end_to_end/tiny.py:distill=none", f"--workdir={folder}"]

@@ -1,4 +1,4 @@
-"""The display of progress: a bar in a terminal and in a notebook, lines of a log elsewhere."""
+"""The display of progress: a bar in a terminal and in a notebook, or log lines."""
 
 import sys
 from types import SimpleNamespace

@@ -1,4 +1,7 @@
-"""The rows of configs/reference.py on emoji learn the very stream of configs/emoji.py, so that they can teach there."""
+"""Rows of configs/reference.py on emoji have the stream of configs/emoji.py.
+
+Networks of these rows can therefore be teachers in configs/emoji.py.
+"""
 
 import runpy
 from pathlib import Path

@@ -183,7 +183,11 @@ def test_config_versions_and_command_are_written_once(tmp_path, monkeypatch):
 
 @pytest.fixture
 def repository(tmp_path, monkeypatch):
-    """A folder `project` with a git repository of one commit: (the folder, a function that runs git in it)."""
+    """A git repository of one commit in the folder `project`.
+
+    Returns:
+        (the folder, a function that runs git in the folder).
+    """
     for name in [name for name in os.environ if name.startswith("GIT_")]:
         monkeypatch.delenv(name)
     folder = tmp_path / "project"

@@ -1,4 +1,4 @@
-"""Checkpoints are restored as they were saved; a corrupt one is reported in one line."""
+"""Checkpoints are restored as saved; a corrupt checkpoint is reported in one line."""
 
 import asyncio
 import gc
@@ -50,7 +50,7 @@ def refusal(call, *arguments):
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """The folder of a run with checkpoints after tasks 0 and 1, and after steps 12 and 15."""
+    """A run's folder with checkpoints after tasks 0 and 1, and after steps 12 and 15."""
     folder = tmp_path_factory.mktemp("run")
     with Checkpoints(folder) as checkpoints:
         checkpoints.save_frozen(FROZEN)
@@ -116,7 +116,10 @@ def damages(path):
 
 @pytest.mark.parametrize("newest", ["latest/15", "tasks/1"])
 def test_a_corrupt_checkpoint_is_replaced_by_the_one_before_or_restored_exactly(newest, saved, tmp_path, caplog):
-    """Every file is damaged in every way. Some files, and some bits of other files, have no effect."""
+    """Damages every file in every way.
+
+    Some files, and some bits of other files, have no effect.
+    """
     root, replaced = tmp_path / "checkpoints", 0
     shutil.copytree(saved / "checkpoints", root)
     if newest == "tasks/1":
@@ -276,7 +279,7 @@ def test_damaged_or_missing_frozen_weights_are_refused(saved, tmp_path):
 
 
 def test_the_error_of_a_second_failed_write_is_not_logged(tmp_path, caplog):
-    """Orbax writes arrays as tasks of asyncio and retrieves the error of the first that fails."""
+    """Orbax writes arrays as asyncio tasks and retrieves only the first error."""
     with Checkpoints(tmp_path):
         pass
 

@@ -1,4 +1,4 @@
-"""Start of several processes: a wrong --distributed, a missing cluster or an idle GPU is one line."""
+"""A wrong --distributed, a missing cluster and an idle GPU end in one line each."""
 
 import warnings
 

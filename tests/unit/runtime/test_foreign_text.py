@@ -1,4 +1,4 @@
-"""Names with any characters are escaped in plots, pages, logs and files, in any locale."""
+"""Names of any characters are escaped in plots, pages, logs, files, in any locale."""
 
 import html
 import json
@@ -39,7 +39,7 @@ PLOTS = {
 
 
 def texts(svg):
-    """Returns the texts of a plot: matplotlib writes each text to a comment, with "--" split."""
+    """Returns the texts of a plot from matplotlib's comments, in which "--" is split."""
     return re.findall(r"<!-- (.*?) -->", svg, re.DOTALL)
 
 

@@ -1,4 +1,4 @@
-"""Every path of a user is resolved in the same way; one that is not local is refused in one line."""
+"""A user's paths are resolved alike; one line refuses a path that is not local."""
 
 from pathlib import Path
 

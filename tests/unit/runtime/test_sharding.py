@@ -1,4 +1,4 @@
-"""Meshes and the sharding of batches and parameters; what does not fit is refused in one line."""
+"""Meshes, and the sharding of batches and parameters; one-line refusals."""
 
 from types import SimpleNamespace
 

@@ -1,4 +1,4 @@
-"""A signal ends a run at once if nothing is to be saved, and otherwise after the state is saved."""
+"""A signal ends a run at once with nothing to save, otherwise after the save."""
 
 import os
 import signal

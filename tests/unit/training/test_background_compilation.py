@@ -1,4 +1,4 @@
-"""Threads compile the programs of a run, each once, and calls of the steps use them."""
+"""Threads compile each program of a run once, and calls of the steps use it."""
 
 import jax
 import jax.monitoring

@@ -1,4 +1,4 @@
-"""A step is compiled once for each canvas, and each batch runs on the program of its canvas."""
+"""A step is compiled once a canvas; a batch runs on the program of its canvas."""
 
 from types import SimpleNamespace
 

@@ -1,4 +1,4 @@
-"""The evaluation of detectors: classes that are not seen yet are hidden, and each task has its average precision."""
+"""Evaluation of detectors: hidden unseen classes, average precision of each task."""
 
 import dataclasses
 import json
@@ -75,7 +75,7 @@ def test_perfect_detections_of_one_class_are_its_tasks_average_precision(tasks_o
 
 
 def test_details_of_a_detector_by_hand(tasks_of_three):
-    """Class 7 has two objects: one is found with a score of 0.9, after a false alarm of 0.95."""
+    """Class 7 has two objects: one found at score 0.9, after a false alarm at 0.95."""
     data, classes = tasks_of_three.test, (7, 3, 90)
     records = ((0, 7, (1, 2, 4, 6), 0.9), (2, 7, (20, 20, 30, 31), 0.95), (2, 3, (0, 0, 5, 5), 0.2))
     rows, labels, boxes, scores = (np.array(column) for column in zip(*records, strict=True))

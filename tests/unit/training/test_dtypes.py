@@ -1,4 +1,4 @@
-"""Dtypes of a config that depend on the device, and those of a run that is resumed on another."""
+"""Dtypes that depend on the device, and those of a run resumed on another device."""
 
 import pytest
 

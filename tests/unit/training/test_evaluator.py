@@ -1,4 +1,4 @@
-"""Accuracy with task identity, accuracy of classes and confusion of fixed logits, against counts by hand."""
+"""Accuracy with task identity, class accuracy, confusion of fixed logits, by hand."""
 
 import numpy as np
 import pytest
@@ -41,7 +41,10 @@ def test_counts_after_the_first_task_have_its_classes_alone():
 
 
 def test_a_learner_with_its_own_class_order_has_its_own_numbers_of_classes():
-    """The learner meets 2, 3, 0, 1, so its classes 0 and 1 are 2 and 3; all test images are evaluated."""
+    """The learner's order is 2, 3, 0, 1; all test images are evaluated.
+
+    Classes 0 and 1 of the learner are therefore 2 and 3.
+    """
     of_net = evaluate(1, 16, Learners, stream_of={"net": 0}).classification["net"]
     assert of_net["task_incremental"] == pytest.approx([50])
     # Over classes 2 and 3: rows 3 and 4 are 2, row 5 is 2; row 6 is 2, though it is a 3.

@@ -1,4 +1,4 @@
-"""Predictions of given images equal those of evaluation: the same transforms, queries and classes, in order."""
+"""Predictions equal those of evaluation: transforms, queries, classes, order."""
 
 from dataclasses import dataclass
 

@@ -104,7 +104,10 @@ def halving(learning_rate=0.5):
 
 
 def first_loss(variables, batch, context):
-    """scale/2 (w - mean label)^2; also sets `mean` and passes the label mean and its w to the second update."""
+    """Returns scale/2 (w - mean label)^2; sets `mean`.
+
+    The label mean and w are passed to the second update.
+    """
     label = batch["labels"].mean()
     value = variables["base"]["scale"] / 2 * (variables["one"]["w"] - label) ** 2
     passed = {"label": label, "w": variables["one"]["w"]}
@@ -112,7 +115,10 @@ def first_loss(variables, batch, context):
 
 
 def second_loss(variables, batch, context):
-    """w_two (w_one before its update + 10 w_one now + 100 mean now): its gradient is that sum."""
+    """Returns w_two (w_one before its update + 10 w_one now + 100 mean now).
+
+    The gradient with respect to w_two is the sum in parentheses.
+    """
     factor = batch["w"] + 10 * variables["one"]["w"] + 100 * variables["mean"]
     value = variables["two"]["w"] * factor
     return value, Outcome({"loss": value, "label": batch["label"], "pixel": batch["images"].mean()})

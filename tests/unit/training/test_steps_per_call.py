@@ -21,7 +21,10 @@ SIDE = 8
 
 
 def build(**changes):
-    """Builds an experiment of two tasks with 27 images: 7 steps an epoch, the last with 3 images."""
+    """Builds an experiment of two tasks with 27 images each.
+
+    An epoch has 7 steps, the last with 3 images.
+    """
     labels = np.repeat(np.arange(4, dtype=np.int32), [14, 13, 14, 13])
     images = np.random.default_rng(0).integers(0, 256, (len(labels), SIDE, SIDE, 3), np.uint8)
     stream = split_into_tasks(Dataset("noise", tuple("abcd"), *[Split(labels, images)] * 2), num_tasks=2)
@@ -39,7 +42,7 @@ def build(**changes):
 
 
 def trained(own, max_length, folder, listener=None):
-    """Trains; returns the lengths of all calls, the lines of metrics, and the mutable variables."""
+    """Trains; returns the lengths of calls, the lines of metrics, mutable variables."""
     experiment = own.experiment
     experiment.config.train.steps_per_call, calls = max_length, []
 

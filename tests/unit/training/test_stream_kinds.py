@@ -1,4 +1,7 @@
-"""Every method and learner goes with every kind of stream, or is refused in one line before any work."""
+"""Every method and learner takes every kind of stream, or is refused in one line.
+
+The refusal comes before any work.
+"""
 
 import json
 

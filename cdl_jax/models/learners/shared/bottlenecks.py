@@ -52,7 +52,10 @@ def parallel_adapters(
 
 
 def _parallel_relu(arrays, x, y):
-    """Returns `y + s (relu(x W_down + b_down) W_up + b_up)` (AdaptFormer, Chen et al., 2022, equation 3)."""
+    """Returns `y + s (relu(x W_down + b_down) W_up + b_up)`.
+
+    AdaptFormer (Chen et al., 2022), equation 3.
+    """
     params, key, scale, dropout = arrays
     params = {name: value.astype(x.dtype) for name, value in params.items()}
     hidden = jax.nn.relu(x @ params["down"] + params["down_bias"])

@@ -1,6 +1,7 @@
-"""Adaptation of the backbone in the first task, before a fitted head (APER and RanPAC).
+"""Adaptation of the backbone in the first task, before a fitted head.
 
 In the first task the parameters of one efficient method are trained with a cosine classifier. Then they are constants.
+APER and RanPAC have such an adaptation.
 """
 
 from collections.abc import Mapping
@@ -79,7 +80,10 @@ class FirstTaskLearner(Learner):
 
     @nn.compact
     def __call__(self, query: jax.Array, context: Context, train: bool) -> Selection:
-        """Returns the adapters or the tokens; nothing for variables without parameters, see `frozen`."""
+        """Returns the adapters or the tokens.
+
+        Variables without parameters have neither, see `frozen`.
+        """
         prompts, adapters = {}, {}
         params = self.variables.get("params", {})
         if params and self.adaptation == "adapter":
@@ -92,7 +96,10 @@ class FirstTaskLearner(Learner):
     def adapt_backbone(
         self, backbone: Mapping[str, Any], variables: Variables, context: Context, train: bool
     ) -> Mapping[str, Any]:
-        """Returns the weights with scales and shifts, which are linear maps of the layers' outputs."""
+        """Returns the weights with scales and shifts.
+
+        Scales and shifts are linear maps of the layers' outputs.
+        """
         del context, train
         if self.adaptation != "ssf" or not variables["params"]:
             return backbone
@@ -100,18 +107,23 @@ class FirstTaskLearner(Learner):
 
     @nn.nowrap
     def join_logits(self, logits: tuple[jax.Array, ...], context: Context, train: bool) -> jax.Array:
-        """Returns the logits of the cosine classifier in training, of the fit in evaluation."""
+        """Returns the cosine classifier's logits in training, the fit's in evaluation."""
         del context
         return logits[0] if self.adaptation == "none" else select_logits(logits, train)
 
 
 def frozen(variables: Variables) -> Variables:
-    """Returns the variables with which a `FirstTaskLearner` leaves the backbone as it was pretrained."""
+    """Returns the variables with which the backbone computes as it was pretrained.
+
+    `variables` are those of a `FirstTaskLearner`.
+    """
     return {**variables, "params": {}}
 
 
 def init_scales_and_shifts(key: jax.Array, backbone: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the initial scales from N(1, 0.02^2) and shifts from N(0, 0.02^2) of all layers with a bias.
+    """Returns the initial scales and shifts of all layers with a bias.
+
+    Scales are from N(1, 0.02^2), shifts from N(0, 0.02^2).
 
     Args:
       key: of the random numbers.
@@ -128,7 +140,9 @@ def init_scales_and_shifts(key: jax.Array, backbone: Mapping[str, Any]) -> dict[
 
 
 def scale_and_shift(backbone: Mapping[str, Any], scale: Mapping[str, Any], shift: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns weights with which each layer computes `scale * y + shift` instead of y (SSF, Lian et al., 2022).
+    """Returns weights with which each layer computes `scale * y + shift` instead of y.
+
+    SSF (Lian et al., 2022).
 
     >>> layer = {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}
     >>> new = scale_and_shift({"fc": layer}, {"fc": jnp.array([1.0, 2.0])}, {"fc": jnp.array([0.0, 5.0])})

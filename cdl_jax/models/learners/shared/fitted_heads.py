@@ -1,7 +1,8 @@
-"""Fitted heads of learners: class prototypes, and the cosine classifier that trains what comes before a fit.
+"""Fitted heads of learners: class prototypes, and a cosine classifier.
 
-A learner with a fitted head may also train adapters with a classifier of its own. Its head then returns two sets of
-logits: those of the trained classifier, and those of the fit. `select_logits` returns the set that a step needs.
+The cosine classifier trains what comes before a fit: a learner with a fitted head may also train adapters with a
+classifier of its own. Its head then returns two sets of logits: those of the trained classifier, and those of the fit.
+`select_logits` returns the set that a step needs.
 """
 
 from collections.abc import Mapping
@@ -16,9 +17,10 @@ from cdl_jax.models.modules import heads
 
 
 class CosineClassifier(nn.Module):
-    """Cosines of features `[batch, dim]` and class vectors, times a trained scale: `[batch, num_classes]`.
+    """Cosines of features and class vectors, times a trained scale.
 
-    Parameters: `kernel` `[dim, num_classes]` with torch's initial values, and `scale` `[]`, 1 at first.
+    Features are `[batch, dim]`, the scaled cosines `[batch, num_classes]`. Parameters: `kernel` `[dim, num_classes]`
+    with torch's initial values, and `scale` `[]`, 1 at first.
     """
 
     num_classes: int
@@ -49,7 +51,7 @@ def cosines(features: jax.Array, vectors: jax.Array) -> jax.Array:
 def class_sums(
     statistics: Mapping[str, jax.Array], features: jax.Array, labels: jax.Array, context: Context
 ) -> dict[str, jax.Array]:
-    """Returns the sums of features and the numbers of images of each class with those of a batch added.
+    """Adds a batch to the sums of features and the numbers of images of each class.
 
     Args:
       statistics: `sums` float32 `[classes, width]`, `counts` float32 `[classes]`.
@@ -63,7 +65,10 @@ def class_sums(
 
 
 def class_means(statistics: Mapping[str, jax.Array]) -> jax.Array:
-    """Returns the mean features float32 `[classes, width]`, zeros for classes without images."""
+    """Returns the mean features of each class, float32 `[classes, width]`.
+
+    Classes without images have zeros.
+    """
     return statistics["sums"] / jnp.maximum(statistics["counts"], 1)[:, None]
 
 
@@ -109,7 +114,7 @@ class PrototypeHead(FittedHead):
 
 
 def select_logits(logits: tuple[jax.Array, ...], train: bool) -> jax.Array:
-    """Returns the logits of the trained classifier in training, those of the fit in evaluation.
+    """Returns the trained classifier's logits in training, the fit's in evaluation.
 
     Args:
       logits: one array float32 `[batch, 2 classes]`, the set of the trained classifier first.

@@ -1,4 +1,7 @@
-"""Event files that the reader of TensorBoard reads: scalars, hyperparameters, and a resumed run without duplicates."""
+"""Event files in TensorBoard's reader: scalars, hyperparameters, a resumed run.
+
+A resumed run has no duplicates.
+"""
 
 import pytest
 
@@ -35,7 +38,11 @@ TENSORFLOW = {
 
 @pytest.fixture(params=TENSORFLOW)
 def tensorflow(request, tmp_path, monkeypatch):
-    """A state of TensorFlow for `run_without`: (absent packages, folders for the path, a file that an import makes)."""
+    """A state of TensorFlow for `run_without`.
+
+    Returns:
+        (absent packages, folders for the path, a file that an import makes).
+    """
     imported = tmp_path / "tensorflow_was_imported"
     monkeypatch.setenv("TENSORFLOW_WAS_IMPORTED", str(imported))
     if TENSORFLOW[request.param] is None:

@@ -1,4 +1,4 @@
-"""Offline runs of Weights & Biases, read from their file, and the rows that a resumed online run skips.
+"""Files of offline runs of Weights & Biases; rows that a resumed online run skips.
 
 Needs the extra `wandb`.
 """
