@@ -5,6 +5,7 @@ uses that are left, by folder and word. Its numbers may only shrink: lower them 
 """
 
 import ast
+import functools
 import re
 from collections import Counter
 from pathlib import Path
@@ -72,10 +73,10 @@ def uses(path):
     if path.name == "CONTRIBUTING.md":  # its glossary lists the banned words
         text = re.sub(r"^## Glossary\n.*?(?=^## )", "", text, flags=re.MULTILINE | re.DOTALL)
     counts = Counter()
-    words = [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", text.replace("\\n", " "))]
+    words = Counter(word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", text.replace("\\n", " ")))
     for pattern in BANNED:
         matches = re.compile(pattern)
-        counts.update(word for word in words if matches.fullmatch(word))
+        counts.update({word: count for word, count in words.items() if matches.fullmatch(word)})
     prose = " ".join(re.sub(r"^[ #>*]+", "", line) for line in text.lower().splitlines())
     for pattern in PHRASES:
         counts.update(
@@ -86,6 +87,7 @@ def uses(path):
     return counts
 
 
+@functools.cache
 def docstrings(path):
     """Returns the docstrings of a file; none of a file that is no Python."""
     nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if path.suffix == ".py" else ()
