@@ -297,7 +297,18 @@ class DKT(Method):
         self, logits: Mapping[str, jax.Array], labels: jax.Array, context: Context
     ) -> dict[str, jax.Array]:
         """See `EvaluatedNetworks.metrics`."""
-        return self.evaluated.metrics(logits, labels, self.learner_loss.label_ranks, context.end)
+        return self.evaluated.metrics(logits, labels, self._ranks_of_present_tasks(), context.end)
+
+    def _ranks_of_present_tasks(self):
+        """Returns the label ranks of each learner.
+
+        They are `num_classes` for classes of tasks without the learner.
+        """
+        info, ranks, count = self.learner_loss.info, self.learner_loss.label_ranks, len(self.names)
+        joins, leaves = self.options.joins or (0,) * count, self.options.leaves or (info.num_tasks,) * count
+        first = np.array([[info.label_ranges[task][0]] for task in joins])
+        end = np.array([[info.label_ranges[task - 1][1]] for task in leaves])
+        return np.where((ranks >= first) & (ranks < end), ranks, info.num_classes)
 
     def counters(self, mutable: Variables) -> dict[str, float]:
         """See `Method.counters` and `Exchange.counters`."""

@@ -116,6 +116,23 @@ class NearestMean(Method):
         no_mean = jnp.finfo(jnp.float32).min / 2  # for classes without an image so far
         return {"network": jnp.where(counts[:, 0] > 0, logits, no_mean)}, {}
 
+    def teacher_outputs(
+        self,
+        network: str,
+        variables: Variables,
+        images: jax.Array,
+        context: Context,
+        use_batch_statistics: bool = False,
+    ) -> dict[str, jax.Array]:
+        """Returns the network's outputs.
+
+        The logits of classes without an image so far are the smallest logit of the other classes.
+        """
+        outputs = super().teacher_outputs(network, variables, images, context, use_batch_statistics)
+        has_mean, logits = variables["network"]["means"]["counts"] > 0, outputs["logits"]
+        smallest = jnp.where(has_mean, logits, jnp.inf).min(axis=-1, keepdims=True)
+        return {**outputs, "logits": jnp.where(has_mean, logits, smallest)}
+
     def _features(self, network, images):
         """Returns float32 `[batch, dim]`."""
         (_, out), _ = apply(self.backbone, _module_variables(network), images, False, None)

@@ -127,6 +127,7 @@ def _prepare(folder, run, task, must_grow, experiment):
     if _has_begun(folder, parent):
         return
     check_options(parent)
+    _check_blurry_options(parent, experiment.config)
     check_stream(run, task, experiment, must_grow)
     _check_plugins(run, experiment)
     mutable, frozen = run.stored_variables(task)
@@ -189,6 +190,18 @@ def check_options(parent: Parent) -> None:
             )
 
 
+def _check_blurry_options(parent, config):
+    """Raises UserError if options change that select the images of blurry tasks."""
+    keys = ["disjoint_share", "blurry_share", "blurry_sizes", "class_order_seed"]
+    keys = [f"data.{key}" for key in keys] + ["seed"] * (config.data.get("class_order_seed") == -1)
+    if config.data.get("kind") == "blurry" and (changed := [key for key in keys if key in parent.changes]):
+        old, new = parent.changes[changed[0]]
+        raise UserError(
+            f"config.{changed[0]}: {old!r} -> {new!r}: tasks of a blurry stream that the parent {parent.path} has "
+            "learned would have other images: leave it, or train without --from"
+        )
+
+
 def _is_kept(key) -> bool:
     section, _, name = key.rpartition(".")
     is_network = section.split(".")[0] in ("teacher", "student", "network") or name in ("weights", "weights_key")
@@ -201,7 +214,26 @@ def check_stream(run: api.Run, task: int, experiment: Experiment, must_grow: boo
     Raises:
       UserError: a task until `task` has other classes or images, or no task follows.
     """
-    stream, recorded = experiment.stream, run.results["stream"]["tasks"]
+    flag = f"--from={run.folder}"
+    for stream, recorded in zip(experiment.streams, recorded_tasks(run), strict=True):
+        _check_tasks(run, task, stream, recorded, must_grow)
+    if task + 1 == experiment.stream.num_tasks:
+        raise UserError(
+            f"{flag}: task {task} is the last of the stream, so nothing would be trained: name an earlier --task, or "
+            "add tasks by --mode=continue --tasks FOLDER"
+        )
+    _check_images(run, experiment.stream)
+    _check_class_orders(run, task, experiment)
+
+
+def recorded_tasks(run: api.Run) -> list[list[dict]]:
+    """Returns the tasks in the results of each seed of a run, see `results.tasks_of`."""
+    folders = files.seed_folders(run.folder, run.config.seeds)
+    return [results.read(folder)["stream"]["tasks"] for folder in folders]
+
+
+def _check_tasks(run, task, stream, recorded, must_grow):
+    """Raises UserError if a stream has other classes or images than recorded until a task."""
     flag = f"--from={run.folder}"
     required = len(recorded) if must_grow or stream.num_classes != len(run.class_names) else task + 1
     if stream.num_tasks < required:
@@ -212,13 +244,6 @@ def check_stream(run: api.Run, task: int, experiment: Experiment, must_grow: boo
                 f"{flag}: a branch keeps the tasks of its parent, but the classes or images of task "
                 f"{recorded.index(parent_entry)} differ: keep data.class_order, data.num_tasks and the limits of images"
             )
-    if task + 1 == stream.num_tasks:
-        raise UserError(
-            f"{flag}: task {task} is the last of the stream, so nothing would be trained: name an earlier --task, or "
-            "add tasks by --mode=continue --tasks FOLDER"
-        )
-    _check_images(run, stream)
-    _check_class_orders(run, task, experiment)
 
 
 def _check_images(run, stream):
@@ -380,8 +405,9 @@ def _write_checkpoints(folder, run, parent, experiment, growth):
     ):
         for task in tasks:
             records = results.from_json(source.task_record(task))
-            for record in records:
+            for record, stream, recorded in zip(records, experiment.streams, recorded_tasks(run), strict=True):
                 record.parent = parent.to_json()
+                _forget_other_tasks(record, stream, recorded)
             mutable, frozen = run.stored_variables(task)
             if task == tasks[0]:
                 target.save_frozen(sharding.shard(experiment.mesh, frozen))
@@ -390,6 +416,17 @@ def _write_checkpoints(folder, run, parent, experiment, growth):
             target.save_task(task, sharding.shard(experiment.mesh, mutable), results.to_json(records))
     os.replace(new / "checkpoints", folder / "checkpoints")
     new.rmdir()
+
+
+def _forget_other_tasks(record, stream, recorded):
+    """Removes initial accuracies of tasks that the branch has otherwise.
+
+    They are those from the first task on with other classes or images.
+    """
+    pairs = zip(results.tasks_of(stream), recorded, strict=False)
+    changed = [number for number, (entry, own) in enumerate(pairs) if entry != {**entry, **own}]
+    if changed:
+        record.initial_accuracy = {name: row[: changed[0]] for name, row in record.initial_accuracy.items()}
 
 
 def fingerprint(folder: Path, task: int) -> str:

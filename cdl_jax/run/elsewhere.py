@@ -142,8 +142,11 @@ def find(run: "Run", on: str, num_seen: int) -> LabeledImages:
     else:
         name, names, split = _read_folder(on) if _is_folder(on) else _read_source(on)
     class_names = run.class_names if run.method.streams else run.class_names[:num_seen]
-    labels_by_name = {class_name: label for label, class_name in enumerate(class_names)}
-    labels = np.array([labels_by_name.get(class_name, -1) for class_name in names], np.int64)
+    if on in ("test", "train"):
+        labels = np.where(np.arange(len(names)) < len(class_names), np.arange(len(names)), -1)
+    else:
+        _check_names(on, names, class_names)
+        labels = np.array([class_names.index(name) if name in class_names else -1 for name in names], np.int64)
     image_labels = labels[split.labels] if len(split) else np.zeros(0, np.int64)
     if not (image_labels >= 0).any():
         raise UserError(
@@ -151,8 +154,17 @@ def find(run: "Run", on: str, num_seen: int) -> LabeledImages:
             f"{_shorten(class_names)}; classes are found by their names"
         )
     rows = np.flatnonzero(image_labels >= 0)
-    left_out = tuple(class_name for class_name in names if class_name not in labels_by_name)
+    left_out = tuple(class_name for class_name, label in zip(names, labels, strict=True) if label < 0)
     return LabeledImages(name, _images(split, rows), image_labels[rows], left_out)
+
+
+def _check_names(on, *sides):
+    """Raises UserError if two classes of the data or of the run have one name."""
+    for names in sides:
+        if repeated := [name for name in names if names.count(name) > 1]:
+            raise UserError(
+                f"--on={on}: classes are found by their names, and two are called {repeated[0]!r}: rename one"
+            )
 
 
 def file_name(on: str, task: int, is_corrupted: bool) -> str:

@@ -233,7 +233,7 @@ class TaskLoop:
         experiment, record, phase = self.experiment, self.record, self.experiment.method.phases[index]
         epochs, sizes = experiment.epochs(task, phase), experiment.batch_sizes(task, phase)
         watch = _Stopwatch()
-        schedule = Schedule.build(experiment.config, record, sizes, epochs)
+        schedule = Schedule.build(experiment.config, record, sizes, epochs, experiment.method.rounds)
         steps_per_epoch, epochs_before = schedule.steps_per_epoch, record.round * epochs
         scanned = {(max(sizes), length) for length in schedule.lengths if length > 1}
         compiled = {key: self.steps.train_step(index, *key) for key in {(size, 1) for size in sizes} | scanned}
@@ -419,9 +419,10 @@ class TaskLoop:
         phase = self.experiment.method.phases[index]
         self._report_nonfinite(state, task, index)
         sums = {name: np.atleast_1d(value) for name, value in jax.device_get(state.metric_sums[index]).items()}
-        steps = sums.pop("steps").clip(1)  # 0 where all were skipped
-        means = {name: value.astype(np.float64) / steps for name, value in sums.items()}
-        lines = [{name: float(value[i]) for name, value in means.items()} for i in range(len(steps))]
+        steps = sums.pop("steps").astype(np.float64)
+        steps[steps == 0] = np.nan  # all were skipped, so there is no mean
+        means = {name: value / steps for name, value in sums.items()}
+        lines = [{name: float(value[i]) for name, value in means.items() if steps[i] > 0} for i in range(len(steps))]
         self._log(lines, task=task.index, phase=phase.name, epoch=epoch)
         self.bar.set_postfix_str(progress.position_text(task.index, phase.name, means))
         return state.replace(**self.steps.zero_sums())

@@ -4,6 +4,7 @@ The module also embeds features in the plane. Both use `methods.base.Method.feat
 checkpoint.
 """
 
+import logging
 from collections import OrderedDict
 
 import jax
@@ -52,6 +53,9 @@ def compare_representations(evaluator: Evaluator, mutable, frozen, tasks) -> tup
 
 def _compare_layers(features_of, rows, batch):
     count = min(len(rows), _MAX_COMPARED)
+    if batch < 4:
+        logging.getLogger("cdl_jax").warning("layers are not compared: eval.batch_size=%d is below 4", batch)
+        return {}
     count = count - count % batch or count  # full batches, which have equal weights
     if count < 4:
         return {}

@@ -45,7 +45,7 @@ class Schedule:
     calls: tuple[Call, ...]
 
     @classmethod
-    def build(cls, config, record, sizes: Sequence[int], epochs: int) -> "Schedule":
+    def build(cls, config, record, sizes: Sequence[int], epochs: int, rounds: int) -> "Schedule":
         """Builds the schedule from the position of a record.
 
         Args:
@@ -54,6 +54,7 @@ class Schedule:
           record: `step`, `round`, `epoch` and `step_in_epoch` are the position.
           sizes: number of images in each batch of an epoch.
           epochs: of the phase in a round.
+          rounds: of a task; the last one ends with an evaluation.
         """
         steps, total = len(sizes), len(sizes) * epochs
         numbers = np.arange(record.epoch * steps + record.step_in_epoch, total)
@@ -68,7 +69,7 @@ class Schedule:
             evaluation_due = ends_epoch & ((record.round * epochs + numbers // steps + 1) % every == 0)
         is_odd = np.not_equal(sizes, max(sizes))[numbers % steps]
         sync = log_due | save_due | evaluation_due | is_odd | np.append(is_odd[1:], False)[: len(numbers)]
-        evaluation_due |= is_last if config.eval.every_epochs else False
+        evaluation_due |= is_last & bool(config.eval.every_epochs) & (record.round + 1 == rounds)
         calls, at = [], 0
         for length in scan_lengths(sync, 1 if config.debug_nans else config.train.steps_per_call):
             end, at = at + length - 1, at + length

@@ -2,6 +2,8 @@
 
 import logging
 
+import numpy as np
+
 from cdl_jax import optim
 from cdl_jax.data import stream
 from cdl_jax.data.batch_plan import BatchPlan
@@ -9,6 +11,7 @@ from cdl_jax.errors import UserError
 from cdl_jax.methods.base import Generates, HerdsMemory, Method, StreamInfo
 from cdl_jax.models.modules import heads
 from cdl_jax.runtime import sharding
+from cdl_jax.training import generation
 
 
 def check_problem(config, samples_of_method: str, samples_of_stream: str) -> None:
@@ -52,11 +55,15 @@ def check_method(config, method: Method, info: StreamInfo, class_names) -> None:
         raise UserError("config.seeds and config.peer_devices cannot be combined: run the seeds one by one")
 
 
-def check_new_run(config, method: Method, info: StreamInfo) -> None:
+def check_new_run(config, method: Method, info: StreamInfo, test_labels: np.ndarray) -> None:
     """Checks the options of a run before it begins.
 
     Options are refused where numbers would be wrong, and warned of where they have no effect. A run that has begun
     keeps its config: an earlier version's run resumes and is evaluated with such options.
+
+    Args:
+      config, method, info: of the run.
+      test_labels: int32 `[n]`, of all test images.
 
     Raises:
       UserError: options that do not fit together.
@@ -65,6 +72,8 @@ def check_new_run(config, method: Method, info: StreamInfo) -> None:
     _check_binary_labels(config)
     _check_blurry_options(config)
     _check_accumulation(config)
+    _check_late_learners(config)
+    _check_generation(method, test_labels)
     _warn_of_unused_options(config)
 
 
@@ -211,6 +220,34 @@ def _check_accumulation(config):
         raise UserError(
             f"optim.accumulate={config.optim.accumulate}: the moving average of learner 'lae' would have one step for "
             "each small batch: set optim.accumulate=1"
+        )
+
+
+def _check_late_learners(config):
+    """Refuses a memory for learners of DKT that join later.
+
+    The memory would have images of tasks before they joined.
+    """
+    options = config.get("dkt", {})
+    if any(options.get("joins", ())) and options.get("replay", 0):
+        raise UserError(
+            f"dkt.joins={tuple(options.joins)} with dkt.replay={options.replay}: the memory of a learner would have "
+            "images of tasks before it joined: set dkt.replay=0"
+        )
+
+
+def _check_generation(method, labels):
+    """Refuses numbers of test or generated images without a distance or a score."""
+    if not isinstance(method, Generates):
+        return
+    if len(labels) < 4 or np.bincount(labels).max() < 2:
+        raise UserError(
+            f"the test set has {len(labels)} images: distances of generated images need 4 or more, and two of a class"
+        )
+    if method.has_score and method.generated < generation.SCORE_PARTS:
+        raise UserError(
+            f"gan.score=True divides the generated images into {generation.SCORE_PARTS} parts, and gan.generated="
+            f"{method.generated}: set a larger number"
         )
 
 

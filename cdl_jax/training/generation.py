@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 # The noise of evaluation is the same in every evaluation of every run, so samples show the change of the generator.
 _NOISE, _LABELS, _SHEET = range(3)
 _MIN_ROWS = 10  # images for each channel, below which a covariance is little more than noise
-_SCORE_PARTS = 10
+SCORE_PARTS = 10  # of the generated images, each with an inception score
 _MAX_SHEET_CLASSES = 20
 
 
@@ -188,7 +188,7 @@ class GenerationEvaluator:
             **{f"{part}_called_real": 100 * frechet.real_share(values) for part, values in scores.items()},
         }
         if method.has_score:
-            mean, deviation = frechet.inception_score(jax.nn.softmax(found["logits"]), _SCORE_PARTS)
+            mean, deviation = frechet.inception_score(jax.nn.softmax(found["logits"]), SCORE_PARTS)
             measured |= {f"score_{method.network_name}": mean, f"score_{method.network_name}_std": deviation}
         extra_metrics = {f"generator/{key}": float(value) for key, value in measured.items()}
         return SeedEvaluation({"generator": [float(x) for x in row]}, {}, extra_metrics, {}, {}, {}, sheet)

@@ -120,6 +120,12 @@ def build(config: ConfigDict, info: StreamInfo, module: nn.Module) -> Teacher:
         raise UserError(
             f"teacher.weights={section.weights!r} is a run of method {run.config.method!r}: use {config.method}"
         )
+    for key in ("mean", "std"):
+        if tuple(run.config.augment[key]) != tuple(config.augment[key]):
+            raise UserError(
+                f"teacher.weights={section.weights!r} was trained with augment.{key}={tuple(run.config.augment[key])}, "
+                f"and the student has {tuple(config.augment[key])}: set the teacher's"
+            )
     trained = run.config.get(run.network, {})
     different = [key for key, value in section.items() if key not in _OF_TRAINING and trained.get(key) != value]
     if different:

@@ -71,16 +71,17 @@ class EvaluatedNetworks:
         Returns:
           `{network: float32 [batch, classes]}`, for all `names`.
         """
-        logits, probabilities = {}, []
+        logits, log_probabilities = {}, []
         for name, learner_outputs in outputs.items():
-            probabilities.append(jax.nn.softmax(learner_outputs.cl_logits))
+            log_probabilities.append(jax.nn.log_softmax(learner_outputs.cl_logits))
             logits[name] = learner_outputs.cl_logits
             if self.st_heads:
-                st_probabilities = jax.nn.softmax(learner_outputs.st_logits)
                 logits[f"{name}_st"] = learner_outputs.st_logits
-                logits[f"{name}_both"] = jnp.log(probabilities[-1] + st_probabilities) - jnp.log(2.0)
+                logits[f"{name}_both"] = _log_mean(
+                    [log_probabilities[-1], jax.nn.log_softmax(learner_outputs.st_logits)]
+                )
         if len(self.learners) > 1:
-            logits["ensemble"] = jnp.log(sum(probabilities) / len(probabilities))
+            logits["ensemble"] = _log_mean(log_probabilities)
         return logits
 
     def outputs_of(self, network: str, outputs: Mapping[str, LearnerOutputs]) -> dict[str, jax.Array]:
@@ -130,3 +131,11 @@ class EvaluatedNetworks:
         for name in self.learners:
             metrics[f"{name}/rounded_accuracy"] = 100 * dkt_metrics.rounded_correct(logits[name], labels)
         return metrics
+
+
+def _log_mean(log_probabilities):
+    """Returns the logarithm of mean probabilities.
+
+    It is finite where all of them underflow.
+    """
+    return jax.nn.logsumexp(jnp.stack(log_probabilities), axis=0) - jnp.log(len(log_probabilities))

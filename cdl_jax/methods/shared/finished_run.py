@@ -348,7 +348,8 @@ class RunTeacher:
             last = jnp.int32(self.info.num_tasks - 1)
             first, end = map(jnp.int32, self.info.label_ranges[-1])
             context = context.replace(task=last, first=first, end=end)
-        return join(variables["frozen"], mutable), context
+        # Cached queries are those of the student's networks.
+        return join(variables["frozen"], mutable), context.replace(queries={})
 
     @cached_property
     def _shapes(self):

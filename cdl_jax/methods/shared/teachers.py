@@ -135,7 +135,7 @@ def build_run_teacher(config: ConfigDict, info: StreamInfo, options: ConfigDict)
         section.weights, options.teacher_network, options.teacher_checkpoint, info, config.augment
     )
     trained = teacher.config.get(teacher.network.removesuffix("_ema"), {})
-    ignored = ("weights", "weights_key", "image_size")
+    ignored = ("weights", "weights_key", "image_size", "drop_path", "dropout", "remat", "attention")
     different = [key for key, value in section.items() if key not in ignored and trained.get(key) != value]
     if different:
         key = different[0]

@@ -1,6 +1,7 @@
 """Options that do not fit the method are refused in one line."""
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
@@ -23,7 +24,7 @@ def check(method, info=INFO, **changes):
     config.update_from_flattened_dict(changes)
     built = plugins.load_plugin("methods", method).build(config, info)
     compatibility.check_method(config, built, info, ("a", "b", "c", "d"))
-    compatibility.check_new_run(config, built, info)
+    compatibility.check_new_run(config, built, info, np.arange(4))
 
 
 @pytest.mark.parametrize(
