@@ -233,7 +233,7 @@ def recorded_tasks(run: api.Run) -> list[list[dict]]:
 
 
 def _check_tasks(run, task, stream, recorded, must_grow):
-    """Raises UserError if a stream has other classes or images than recorded until a task."""
+    """Raises UserError if a stream has other classes or images until a task."""
     flag = f"--from={run.folder}"
     required = len(recorded) if must_grow or stream.num_classes != len(run.class_names) else task + 1
     if stream.num_tasks < required:

@@ -274,6 +274,27 @@ def test_networks_are_evaluated_in_their_class_orders():
     assert float(metrics["mean/accuracy_on_others_classes"].mean()) == pytest.approx((50 + 100) / 2)
 
 
+def test_classes_of_tasks_without_a_learner_are_not_met():
+    method = build(2, stream_order="rotated", joins=(0, 1), leaves=(1, 2))
+    logits = {name: np.eye(4)[[0, 1, 2, 2]] for name in method.networks}
+    # Learner 0 has met classes 0 and 1 before it left, learner 1 those of its second task: 0 and 1. None is unmet.
+    metrics = method.extra_metrics(logits, np.arange(4), context(2, 4, task=1))
+    assert float(metrics["mean/accuracy_on_others_classes"].mean()) == 0
+    metrics = method.extra_metrics(logits, np.arange(4), context(0, 2))
+    assert float(metrics["mean/accuracy_on_others_classes"].mean()) == 100  # learner 1 predicts 0 and 1
+
+
+@pytest.mark.parametrize(("task", "is_due"), [(0, True), (1, False), (2, True)])
+def test_an_interval_of_tasks_counts_no_phases(task, is_due):
+    method = build(2, update_order="sequential", exchange_unit="tasks", exchange_interval=2)
+    for phase in range(2):  # of a task; each has begun
+        variables = initial_variables(method)
+        variables["exchange"]["begun"]["tasks"] = jnp.int32(2 * task + phase)
+        at = context(0, 2, task=task)
+        _, outcome = method.exchange(variables, batch(2), at)
+        assert bool(outcome.variables["exchange"]["rounds"] > variables["exchange"]["rounds"]) == is_due
+
+
 def test_mixing_matrices_and_class_orders():
     third = np.float32(1) / 3
     assert topology.mixing_matrix("ring", 3).tolist() == [[0, 0, 1], [1, 0, 0], [0, 1, 0]]

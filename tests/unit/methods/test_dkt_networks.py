@@ -30,6 +30,11 @@ def test_means_average_probabilities_and_not_logits():
     np.testing.assert_allclose(np.exp(logits["ensemble"]), [[0.3, 0.5, 0.2]], rtol=1e-5)
 
 
+def test_means_of_probabilities_that_underflow_are_finite():
+    outputs = {name: LearnerOutputs(jnp.array([[150.0, 0.0, -150.0]]), jnp.zeros((1, 3))) for name in "ab"}
+    np.testing.assert_allclose(BOTH.logits(outputs)["ensemble"], [[0.0, -150.0, -300.0]], rtol=1e-5)
+
+
 def test_without_trained_st_heads_only_cl_heads_are_evaluated():
     networks = EvaluatedNetworks(("a", "b"), st_heads=False)
     assert tuple(networks.logits(OUTPUTS)) == networks.names == ("a", "b", "ensemble")

@@ -12,7 +12,14 @@ from ml_collections import ConfigDict
 from cdl_jax.errors import UserError
 from cdl_jax.methods.base import StreamInfo
 from cdl_jax.methods.shared import finished_run as runs
-from cdl_jax.methods.shared.finished_run import FinishedRun, average_outputs, check_same_stream, pick_network
+from cdl_jax.methods.shared.finished_run import (
+    FinishedRun,
+    RunTeacher,
+    average_outputs,
+    check_same_stream,
+    pick_network,
+)
+from tests.support.contexts import context
 
 
 def stream_info(names="abcd", task_sizes=(2, 2)):
@@ -69,6 +76,15 @@ def test_runs_of_another_stream_are_refused_in_one_line(run, student, message):
     with pytest.raises(UserError, match="^[^\n]*$") as error:
         check_same_stream(finished_run(**run), stream_info(**student), "same_task")
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize("tasks", [(0, 1), (1,)])
+def test_cached_queries_of_the_student_are_no_queries_of_the_teacher(tasks):
+    teacher = RunTeacher.__new__(RunTeacher)
+    vars(teacher).update(tasks=tasks, info=stream_info())
+    variables = {"frozen": {}, "tasks": {"head": np.arange(len(tasks))}}
+    _, own = teacher.at_task(variables, context(0, 2).replace(queries={"student": np.ones((1, 4))}))
+    assert own.queries == {}
 
 
 def test_average_has_the_outputs_that_all_teachers_have_in_one_shape():

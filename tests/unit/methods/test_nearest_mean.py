@@ -163,6 +163,10 @@ def test_class_without_images_is_never_predicted():
         {"network": {**frozen["network"], **mutable["network"]}}, data.test.images / 255, context
     )
     assert np.asarray(logits["network"])[:, 2:].max() < -1e30 < np.asarray(logits["network"])[:, :2].min()
+    variables = {"network": {**frozen["network"], **mutable["network"]}}
+    outputs = experiment.method.teacher_outputs("network", variables, data.test.images / 255, context)
+    taught = np.asarray(outputs["logits"])
+    assert np.array_equal(taught[:, 2], taught[:, :2].min(axis=1)) and np.array_equal(taught[:, 3], taught[:, 2])
 
 
 def test_batch_may_exceed_a_task_and_unknown_distances_are_refused():

@@ -1,12 +1,16 @@
 """Growth of variables with classes and tasks, and options that a branch keeps."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from cdl_jax import config as configs
 from cdl_jax.distill import prompt_mapping, weighted_sum
 from cdl_jax.errors import UserError
 from cdl_jax.models.learners import coda, os_prompt
+from cdl_jax.run import branching
 from cdl_jax.run.branching import Growth, Parent, check_options
 
 GROWTH = Growth(((10, 12), (5, 6)))
@@ -51,6 +55,37 @@ def test_grown_variables_have_the_old_bits_in_front_and_initial_values_behind():
 def test_a_branch_keeps_networks_initial_values_and_evaluation(key):
     with pytest.raises(UserError, match=rf"config.{key}: 1 -> 2: a branch keeps this option of its parent runs/a"):
         check_options(Parent("runs/a", 0, "", {key: (1, 2)}))
+
+
+def test_a_branch_keeps_what_selects_the_images_of_blurry_tasks():
+    data = {"kind": "blurry", "class_order_seed": -1}
+    config = ConfigDict({"data": data})
+    for key in ("data.blurry_share", "data.class_order_seed", "seed"):
+        parent = Parent("runs/a", 0, "", {key: (1, 2)})
+        with pytest.raises(UserError, match=rf"config.{key}: 1 -> 2: tasks of a blurry stream that the parent runs/a"):
+            branching._check_blurry_options(parent, config)
+        branching._check_blurry_options(parent, ConfigDict({"data": {**data, "kind": "class"}}))
+    branching._check_blurry_options(Parent("runs/a", 0, "", {"train.epochs": (1, 2)}), config)
+
+
+def test_initial_accuracies_end_before_the_first_task_with_other_classes(monkeypatch):
+    record = SimpleNamespace(initial_accuracy={"network": [1.0, 2.0, 3.0]})
+    tasks = [{"classes": ["a"]}, {"classes": ["b"]}, {"classes": ["c"]}, {"classes": ["d"]}]
+    monkeypatch.setattr(branching.results, "tasks_of", lambda _: tasks)
+    branching._forget_other_tasks(record, None, tasks[:3])
+    assert record.initial_accuracy == {"network": [1.0, 2.0, 3.0]}
+    branching._forget_other_tasks(record, None, [tasks[0], tasks[2], tasks[1]])
+    assert record.initial_accuracy == {"network": [1.0]}
+
+
+def test_the_tasks_of_each_seed_are_compared(monkeypatch):
+    recorded = [[{"classes": ["a"]}, {"classes": ["b"]}], [{"classes": ["b"]}, {"classes": ["a"]}]]
+    monkeypatch.setattr(branching, "recorded_tasks", lambda _: recorded)
+    monkeypatch.setattr(branching.results, "tasks_of", lambda stream: stream.tasks)
+    streams = [SimpleNamespace(num_tasks=2, num_classes=2, tasks=recorded[0]) for _ in range(2)]
+    run = SimpleNamespace(folder="runs/a", class_names=("a", "b"))
+    with pytest.raises(UserError, match="the classes or images of task 0 differ"):
+        branching.check_stream(run, 0, SimpleNamespace(streams=streams, stream=streams[0]), False)
 
 
 def test_a_branch_may_change_training():

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cdl_jax.data.stream import Split
 from cdl_jax.errors import UserError
 from cdl_jax.methods.base import StreamInfo
 from cdl_jax.run import elsewhere
@@ -41,6 +42,19 @@ def test_a_test_set_in_the_folder_is_preferred(folder):
     (folder / "all" / "train" / "owl").mkdir()
     Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(folder / "all" / "train" / "owl" / "0.png")
     assert elsewhere.find(RUN, str(folder / "all"), 3).labels.tolist() == [2, 2, 2]
+
+
+def test_classes_of_one_name_are_refused_elsewhere_and_kept_in_the_own_data(folder, monkeypatch):
+    twins = SimpleNamespace(**{**vars(RUN), "class_names": ("dog", "cat", "dog")})
+    with pytest.raises(UserError, match="two are called 'dog': rename one"):
+        elsewhere.find(twins, str(folder), 3)
+    split = Split(np.array([0, 1, 2, 2], np.int32), np.zeros((4, 2, 2, 3), np.uint8))
+    data = SimpleNamespace(name="twins", class_names=("dog", "cat", "dog"), train=split, test=split)
+    monkeypatch.setattr(elsewhere.stream, "load", lambda *_: data)
+    twins.config, twins.seed = SimpleNamespace(data=None), 0
+    assert elsewhere.find(twins, "test", 3).labels.tolist() == [0, 1, 2, 2]
+    found = elsewhere.find(twins, "train", 2)
+    assert found.labels.tolist() == [0, 1] and found.left_out == ("dog",)
 
 
 def test_data_without_a_known_class_is_refused(folder):

@@ -1,5 +1,7 @@
 """Options that do not fit the method are refused in one line."""
 
+from unittest import mock
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ from ml_collections import ConfigDict
 from cdl_jax import config as configs
 from cdl_jax import optim, plugins
 from cdl_jax.errors import UserError
-from cdl_jax.methods.base import StreamInfo
+from cdl_jax.methods.base import Generates, StreamInfo
 from cdl_jax.options import defaults
 from cdl_jax.training import compatibility
 
@@ -37,6 +39,7 @@ def check(method, info=INFO, **changes):
         ("cdl", {"train.early_stopping.patience": 3}, "method 'cdl' has 2 phases a task here"),
         ("cdl", {"optim.weight_decay": 1e-4}, "optim.name='adam' normalizes"),
         ("dkt", {"dkt.joins": (0, 1), "optim.weight_decay": 1e-4}, "set optim.weight_decay=0"),
+        ("dkt", {"dkt.joins": (0, 1), "dkt.replay": 8}, "dkt.joins=(0, 1) with dkt.replay=8: the memory of a learner"),
         ("dkt", {"dkt.leaves": (2, 1), "optim.weight_decay": 1e-4}, "set optim.weight_decay=0"),
         ("cdl", {"optim.weight_decay": 1e-4, "optim.name": "rmsprop"}, "optim.name='rmsprop' normalizes"),
         ("supervised", DECAY | {"optim.no_decay": ("head", "prompts")}, "loss spans the classes of the current task"),
@@ -78,6 +81,22 @@ def test_weight_decay_is_refused_where_it_makes_full_steps_without_a_gradient(na
     direction, _ = optimizer.transform.update({"rows": jnp.zeros((2, 3))}, optimizer.transform.init(params), params)
     is_full = float(direction["rows"].min()) > 0.5
     assert is_full == (name in optim.NORMALIZED)
+
+
+@pytest.mark.parametrize(
+    ("labels", "score", "generated", "message"),
+    [
+        ([0, 0, 1], False, 100, "the test set has 3 images"),
+        ([0, 1, 2, 3], False, 100, "two of a class"),
+        ([0, 0, 1, 1], True, 8, "gan.score=True divides the generated images into 10 parts, and gan.generated=8"),
+    ],
+)
+def test_too_few_images_for_a_distance_or_a_score_are_refused(labels, score, generated, message):
+    method = mock.create_autospec(Generates, instance=True, has_score=score, generated=generated)
+    with pytest.raises(UserError, match=message):
+        compatibility._check_generation(method, np.array(labels))
+    method.generated = 10
+    compatibility._check_generation(method, np.array([0, 0, 1, 1]))
 
 
 @pytest.mark.parametrize(
