@@ -63,6 +63,13 @@ def test_it_stops_and_goes_on_where_such_steps_may_be_skipped(bad_batch, tmp_pat
     assert lines[-2]["step"] == 4 * STEPS and all(np.isfinite(line["loss"]) for line in lines[:-1])
 
 
+def test_a_log_line_whose_step_was_skipped_has_no_loss(bad_batch, tmp_path):
+    loop.train(short(**{"train.on_nonfinite": "skip", "log.every_steps": 1}), tmp_path)
+    lines = {line["step"]: line for line in map(json.loads, (tmp_path / "metrics.jsonl").open()) if "phase" in line}
+    assert [step for step, line in lines.items() if "loss" not in line] == [BAD]
+    assert lines[BAD] == {"step": BAD, "task": 0, "phase": "network", "epoch": 1}
+
+
 def test_a_debugged_run_names_the_operation(bad_batch, tmp_path):
     with pytest.raises(FloatingPointError, match="nan"):
         loop.train(short(debug_nans=True), tmp_path)
