@@ -48,8 +48,7 @@ def train(
             workdir.check_branch(folder)
         experiment = build_experiment(config, folder)
         if configs.read(folder) is None:
-            labels = experiment.stream.test.labels
-            compatibility.check_new_run(experiment.config, experiment.method, experiment.info, labels)
+            compatibility.check_new_run(experiment.config, experiment.method, experiment.info, experiment.stream)
         if jax.process_index() == 0:
             print(dtypes.describe(experiment.config), flush=True)
         if prepare is not None:

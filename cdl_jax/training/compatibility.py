@@ -5,8 +5,8 @@ import logging
 import numpy as np
 
 from cdl_jax import optim
-from cdl_jax.data import stream
 from cdl_jax.data.batch_plan import BatchPlan
+from cdl_jax.data.stream import OPTIONS, StreamData
 from cdl_jax.errors import UserError
 from cdl_jax.methods.base import Generates, HerdsMemory, Method, StreamInfo
 from cdl_jax.models.modules import heads
@@ -55,15 +55,14 @@ def check_method(config, method: Method, info: StreamInfo, class_names) -> None:
         raise UserError("config.seeds and config.peer_devices cannot be combined: run the seeds one by one")
 
 
-def check_new_run(config, method: Method, info: StreamInfo, test_labels: np.ndarray) -> None:
+def check_new_run(config, method: Method, info: StreamInfo, stream: StreamData) -> None:
     """Checks the options of a run before it begins.
 
     Options are refused where numbers would be wrong, and warned of where they have no effect. A run that has begun
     keeps its config: an earlier version's run resumes and is evaluated with such options.
 
     Args:
-      config, method, info: of the run.
-      test_labels: int32 `[n]`, of all test images.
+      config, method, info, stream: of the run.
 
     Raises:
       UserError: options that do not fit together.
@@ -73,7 +72,7 @@ def check_new_run(config, method: Method, info: StreamInfo, test_labels: np.ndar
     _check_blurry_options(config)
     _check_accumulation(config)
     _check_late_learners(config)
-    _check_generation(method, test_labels)
+    _check_generation(method, stream)
     _warn_of_unused_options(config)
 
 
@@ -208,7 +207,7 @@ def _check_binary_labels(config):
 def _check_blurry_options(config):
     """Refuses options of blurry streams for other kinds of streams."""
     for name in ("disjoint_share", "blurry_share", "blurry_sizes"):
-        default = stream.OPTIONS[name].default
+        default = OPTIONS[name].default
         value = config.data.get(name, default)
         if value != default and config.data.kind != "blurry":
             raise UserError(f"data.{name}={value!r} belongs to data.kind='blurry': set it, or leave {name} out")
@@ -236,10 +235,11 @@ def _check_late_learners(config):
         )
 
 
-def _check_generation(method, labels):
+def _check_generation(method, stream):
     """Refuses numbers of test or generated images without a distance or a score."""
     if not isinstance(method, Generates):
         return
+    labels = stream.test.labels
     if len(labels) < 4 or np.bincount(labels).max() < 2:
         raise UserError(
             f"the test set has {len(labels)} images: distances of generated images need 4 or more, and two of a class"

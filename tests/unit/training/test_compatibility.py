@@ -1,5 +1,6 @@
 """Options that do not fit the method are refused in one line."""
 
+from types import SimpleNamespace
 from unittest import mock
 
 import jax.numpy as jnp
@@ -19,6 +20,10 @@ DOMAINS = StreamInfo(2, (2, 2), first_labels=(0, 0), domains=("day", "night"))
 DECAY = {"optim.weight_decay": 1e-4, "optim.name": "adam"}
 
 
+def stream_of(labels):
+    return SimpleNamespace(test=SimpleNamespace(labels=np.array(labels)))
+
+
 def check(method, info=INFO, **changes):
     choices = {"network": "slim_resnet18"} if method == "dkt" else {}
     choices |= {"learner": changes.pop("learner")} if "learner" in changes else {}
@@ -26,7 +31,7 @@ def check(method, info=INFO, **changes):
     config.update_from_flattened_dict(changes)
     built = plugins.load_plugin("methods", method).build(config, info)
     compatibility.check_method(config, built, info, ("a", "b", "c", "d"))
-    compatibility.check_new_run(config, built, info, np.arange(4))
+    compatibility.check_new_run(config, built, info, None)
 
 
 @pytest.mark.parametrize(
@@ -94,9 +99,9 @@ def test_weight_decay_is_refused_where_it_makes_full_steps_without_a_gradient(na
 def test_too_few_images_for_a_distance_or_a_score_are_refused(labels, score, generated, message):
     method = mock.create_autospec(Generates, instance=True, has_score=score, generated=generated)
     with pytest.raises(UserError, match=message):
-        compatibility._check_generation(method, np.array(labels))
+        compatibility._check_generation(method, stream_of(labels))
     method.generated = 10
-    compatibility._check_generation(method, np.array([0, 0, 1, 1]))
+    compatibility._check_generation(method, stream_of([0, 0, 1, 1]))
 
 
 @pytest.mark.parametrize(
