@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.stats import ttest_1samp
 
 from cdl_jax import config as configs
 from cdl_jax.report.__main__ import main as report_main
@@ -193,7 +194,8 @@ def stored_runs(folder):
 
 
 @pytest.mark.parametrize(
-    ("page", "scheme"), [("glyph100", "kd"), ("emoji", "kd"), ("glyph100_goal", "features"), ("learners", "kd")]
+    ("page", "scheme"),
+    [("glyph100", "kd"), ("emoji", "kd"), ("glyph100_goal", "features"), ("learners", "kd"), ("learners_emoji", "kd")],
 )
 def test_tables_and_plot_of_learners_by_schemes(page, scheme, tmp_path):
     made = tmp_path / f"{page}.md"
@@ -223,23 +225,25 @@ def test_the_commands_of_the_ablations_page_make_its_tables_and_plots(tmp_path, 
             assert found in page
 
 
-def test_the_plots_of_strength_and_operations_of_learners(tmp_path):
+@pytest.mark.parametrize("page", ["learners", "learners_emoji"])
+def test_the_plots_of_strength_and_operations_of_learners(page, tmp_path):
     names = ("strength", "operations")
     words = [word for name in names for word in (f"--plot-{name}", str(tmp_path / f"{name}.svg"))]
-    assert report_main(["grid", *map(str, stored_runs("learners")), *words]) == 0
+    assert report_main(["grid", *map(str, stored_runs(page)), *words]) == 0
     for name in names:
-        assert (tmp_path / f"{name}.svg").read_bytes() == (RESULTS / f"learners_{name}.svg").read_bytes()
+        assert (tmp_path / f"{name}.svg").read_bytes() == (RESULTS / f"{page}_{name}.svg").read_bytes()
 
 
-def test_the_search_of_learning_rates_is_that_of_its_results():
-    found = json.loads((RESULTS / "learners_search.json").read_text())
-    page, rates = (RESULTS / "learners.md").read_text(), ("5e-5", "2e-4", "1e-3", "5e-3", "2e-2")
+@pytest.mark.parametrize("name", ["learners", "learners_emoji"])
+def test_the_search_of_learning_rates_is_that_of_its_results(name):
+    found = json.loads((RESULTS / f"{name}_search.json").read_text())
+    page, rates = (RESULTS / f"{name}.md").read_text(), ("5e-5", "2e-4", "1e-3", "5e-3", "2e-2")
     assert f"| learner | {' | '.join(rates)} |\n" in page and len(found) == 12
-    for name, accuracies in found.items():
+    for learner, accuracies in found.items():
         best = max(accuracies, key=accuracies.get)
         cells = {rate: f"{value:.2f}" for rate, value in accuracies.items()}
         cells[best] = f"**{cells[best]}**"
-        assert f"\n| {name} | {' | '.join(cells.get(rate, '-') for rate in rates)} |\n" in page
+        assert f"\n| {learner} | {' | '.join(cells.get(rate, '-') for rate in rates)} |\n" in page
 
 
 def test_the_findings_on_learners_hold():
@@ -275,7 +279,7 @@ def test_the_findings_on_learners_hold():
     )
 
 
-@pytest.mark.parametrize("folder", ["glyph100", "ablations", "emoji", "glyph100_goal", "learners"])
+@pytest.mark.parametrize("folder", ["glyph100", "ablations", "emoji", "glyph100_goal", "learners", "learners_emoji"])
 def test_stored_runs_contain_no_absolute_paths(folder):
     for run in stored_runs(folder):
         config = configs.read(run)["config"]
@@ -283,6 +287,29 @@ def test_stored_runs_contain_no_absolute_paths(folder):
         paths += [config[name].get("weights", "") for name in ("teacher", "student", "network") if name in config]
         assert not [path for path in paths if Path(path).is_absolute()]
         assert not re.search(r"[= ]/", json.loads((run / "results.json").read_text()).get("command", ""))
+
+
+def test_the_findings_on_learners_with_emoji_hold():
+    def mean(learner, metric="last", scheme="none"):
+        return statistics.fmean(metric_by_seed(f"learners_emoji/{learner}/{scheme}", metric))
+
+    def gains(learner):
+        pair = (metric_by_seed(f"learners_emoji/{learner}/{scheme}") for scheme in ("none", "kd"))
+        return [b - a for a, b in zip(*pair, strict=True)]
+
+    prompts = ("l2p", "dualprompt", "coda", "apt", "os_prompt")
+    trained = (*prompts, "lae", "none", "aper", "ease", "slca", "lora", "fine_tuning")
+    for learner in trained:
+        assert -1.01 < statistics.fmean(gains(learner)) < 1.6 and ttest_1samp(gains(learner), 0).pvalue > 0.05
+    assert all(25 < mean(name) < 28.5 for name in ("aper", "ease", "slca", "ranpac", "simple_cil"))
+    assert all(14 < mean(name) < 22 for name in (*prompts, "lae", "none"))
+    assert (mean("lora"), mean("fine_tuning"), mean("none")) == (7.0, 1.75, 17.0)
+    assert (mean("slca"), mean("slca", "forgetting_cdl")) == pytest.approx((28.25, 3.92), abs=0.01)
+    assert (mean("ranpac"), mean("simple_cil")) == pytest.approx((27.58, 26.0), abs=0.01)
+    gained, forgot = (
+        mean("fine_tuning", m, "kd") - mean("fine_tuning", m) for m in ("learning_accuracy", "forgetting_cdl")
+    )
+    assert (gained, forgot) == pytest.approx((4.33, 4.42), abs=0.01)
 
 
 def test_a_distilled_student_closes_over_half_of_the_gap_to_the_teacher_in_each_seed():
