@@ -217,7 +217,3 @@ def test_dkd_needs_a_part_that_is_not_constant():
         dkd((2,) * 10, target_weight=0.0, alpha=1.0, classes="seen")
     with pytest.raises(UserError, match="nothing is distilled; raise one of them, or set distill.alpha=0"):
         dkd((10, 10), target_weight=0.0, other_weight=0.0)
-
-
-def test_binary_labels_of_smoothed_classes_are_refused():
-    assert "set mixing.smoothing=0" in refusal("vkd", ("vkd", {"label_loss": "binary"}))

@@ -49,6 +49,7 @@ def check(method, info=INFO, **changes):
         ("cdl", {"optim.weight_decay": 1e-4, "optim.name": "rmsprop"}, "optim.name='rmsprop' normalizes"),
         ("supervised", DECAY | {"optim.no_decay": ("head", "prompts")}, "loss spans the classes of the current task"),
         ("cdl", DECAY | {"learner": "dualprompt", "info": DOMAINS}, "pool has rows that no image selects"),
+        ("vkd", {"vkd.label_loss": "binary"}, "set mixing.smoothing=0"),
         ("vkd", DECAY | {"vkd.label_loss": "binary"}, "loss spans the classes of the current task"),
         ("cdl", {"data.blurry_share": 0.5}, "data.blurry_share=0.5 belongs to data.kind='blurry'"),
         (
