@@ -15,7 +15,7 @@ def test_before_a_task_the_position_is_that_of_the_task_that_was_trained_last():
 
     def evaluate(mutable, tasks, at, before_batch):
         places.append((tasks[0].index, *(int(at[name]) for name in ("task", "first", "end"))))
-        return [({"student": [50.0]},)]
+        return [SimpleNamespace(accuracy={"student": [50.0]})]
 
     record = SimpleNamespace(initial_accuracy={}, pretask_accuracy={})
     experiment = SimpleNamespace(stream=SimpleNamespace(tasks=TASKS), method=SimpleNamespace(external=()))
@@ -34,7 +34,7 @@ def test_within_a_task_the_networks_are_those_of_its_end():
 
     def evaluate(mutable, tasks, at):
         found.append((mutable, [task.index for task in tasks], int(at["task"])))
-        return [({"student": [40.0, 60.0]}, None, {})]
+        return [SimpleNamespace(accuracy={"student": [40.0, 60.0]}, extra_metrics={})]
 
     record = SimpleNamespace(best={}, stopping_history=[])
     experiment = SimpleNamespace(
