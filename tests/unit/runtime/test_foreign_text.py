@@ -28,7 +28,7 @@ SHOWN = {"a\nb": "a\\nb", "x\udcffy": "x\\udcffy", "_hidden": " _hidden", "\x1b[
 PLOTS = {
     "curves": lambda names: plots.accuracy_curves({name: [[50.0], [40.0, 30.0]] for name in names}),
     "rows": lambda names: comparison_plots.dot_plot({name: [1.0, 2.0] for name in names}, names[0]),
-    "lines": lambda names: comparison_plots.sweep_plot({name: {0.1: {0: 1.0}, 0.2: {0: 2.0}} for name in names}, names[0]),
+    "lines": lambda names: comparison_plots.sweep_plot(dict.fromkeys(names, {0.1: {0: 1.0}, 0.2: {0: 2.0}}), names[0]),
     "words": lambda names: comparison_plots.sweep_plot({"line": {name: {0: 1.0} for name in names if name}}, "option"),
     "traffic": lambda names: comparison_plots.accuracy_vs_traffic({name: ([1.0, 2.0], [3.0, 4.0]) for name in names}),
     "series": lambda names: comparison_plots.line_plot({name: [1.0, 2.0] for name in names}, names[0], "y"),
