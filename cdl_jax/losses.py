@@ -102,6 +102,19 @@ def temperature_option(default: float, meaning: str = "temperature of the softma
     return Option(default, meaning, minimum=lowest, maximum=highest, reason=reason)
 
 
+def fill_with_smallest(logits: jax.Array, mask: jax.Array) -> jax.Array:
+    """Returns logits in which classes without a mask have the smallest other logit.
+
+    >>> fill_with_smallest(jnp.array([[2.0, 1.0, -jnp.inf]]), jnp.array([True, True, False])).tolist()
+    [[2.0, 1.0, 1.0]]
+
+    Args:
+      logits: float32 `[batch, classes]`.
+      mask: bool `[classes]`.
+    """
+    return jnp.where(mask, logits, jnp.where(mask, logits, jnp.inf).min(axis=-1, keepdims=True))
+
+
 def mask_classes(logits: jax.Array, mask: jax.Array) -> jax.Array:
     """Excludes classes from any softmax or argmax.
 

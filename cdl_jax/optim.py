@@ -188,7 +188,7 @@ def _weight_decay_mask(no_decay: Collection[str], min_rank: int, params):
     no_decay_keys = {jax.tree_util.DictKey(name) for name in no_decay}
 
     def is_decayed(path, leaf):
-        is_bias = min_rank > 0 and str(getattr(path[-1], "key", "")).endswith("bias")
+        is_bias = min_rank > 0 and jax.tree_util.keystr(path, simple=True).endswith("bias")
         return leaf.ndim >= min_rank and not is_bias and no_decay_keys.isdisjoint(path)
 
     return jax.tree_util.tree_map_with_path(is_decayed, params)

@@ -27,7 +27,7 @@ from ml_collections import ConfigDict
 
 from cdl_jax import optim
 from cdl_jax.errors import UserError
-from cdl_jax.losses import Context, temperature_option
+from cdl_jax.losses import Context, fill_with_smallest, temperature_option
 from cdl_jax.methods.base import HerdsMemory, Outcome, Phase, Replay, StreamInfo, Update, Variables
 from cdl_jax.methods.shared import dkt_losses
 from cdl_jax.methods.supervised import TRAINING_OPTIONS, Supervised, is_network_parameter
@@ -197,9 +197,8 @@ class EEIL(Supervised, HerdsMemory):
         The logits of unseen classes were never trained. They are set to the smallest logit of the other classes.
         """
         outputs = super().teacher_outputs(network, variables, images, context, use_batch_statistics)
-        mask, logits = context.mask(self.options.classes, self.info.num_classes), outputs["logits"]
-        smallest = jnp.where(mask, logits, jnp.inf).min(axis=-1, keepdims=True)
-        return {**outputs, "logits": jnp.where(mask, logits, smallest)}
+        mask = context.mask(self.options.classes, self.info.num_classes)
+        return {**outputs, "logits": fill_with_smallest(outputs["logits"], mask)}
 
 
 def build(config: ConfigDict, info: StreamInfo) -> EEIL:

@@ -20,7 +20,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 from cdl_jax import plugins
-from cdl_jax.losses import Context
+from cdl_jax.losses import Context, fill_with_smallest
 from cdl_jax.methods.base import Method, Outcome, Path, Phase, StreamInfo, Update, Variables
 from cdl_jax.models import vit, weights
 from cdl_jax.models.learners.base import l2_normalize
@@ -129,9 +129,8 @@ class NearestMean(Method):
         The logits of classes without an image so far are the smallest logit of the other classes.
         """
         outputs = super().teacher_outputs(network, variables, images, context, use_batch_statistics)
-        has_mean, logits = variables["network"]["means"]["counts"] > 0, outputs["logits"]
-        smallest = jnp.where(has_mean, logits, jnp.inf).min(axis=-1, keepdims=True)
-        return {**outputs, "logits": jnp.where(has_mean, logits, smallest)}
+        has_mean = variables["network"]["means"]["counts"] > 0
+        return {**outputs, "logits": fill_with_smallest(outputs["logits"], has_mean)}
 
     def _features(self, network, images):
         """Returns float32 `[batch, dim]`."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from cdl_jax.errors import UserError
 from cdl_jax.report import comparison_plots, text
+from cdl_jax.report.grid import p_value
 from cdl_jax.report.groups import Group, metric_of
 from cdl_jax.report.tables import standard_error
 from cdl_jax.report.text import MISSING, Measured, Plot, Rows
@@ -58,25 +59,6 @@ def differences(groups: Sequence[Group], names: Sequence[str]) -> Rows:
             numbers = Measured(f"{mean:+.2f}", {"": mean}), Measured(text.number(error), {"": error})
             rows.append([name, str(len(changes)), *numbers, MISSING if p is None else Measured(f"{p:.2g}", {"": p})])
     return rows
-
-
-def p_value(differences: Sequence[float]) -> float | None:
-    """Returns the p-value of a two-sided t-test that paired differences average 0.
-
-    Args:
-      differences: one for each pair.
-
-    Returns:
-      None for fewer than two differences, or for equal ones, of which the test has no variance.
-
-    >>> round(p_value([1.0, 2.0, 3.0]), 4), p_value([1.0]), p_value([2.0, 2.0])
-    (0.0742, None, None)
-    """
-    from scipy import stats
-
-    if len(differences) < 2 or len(set(differences)) == 1:
-        return None
-    return float(stats.ttest_1samp(differences, 0.0).pvalue)
 
 
 def curves_plot(groups: Sequence[Group], names: Sequence[str]) -> Plot:

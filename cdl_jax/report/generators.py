@@ -43,7 +43,7 @@ def table(groups: Sequence[Group]) -> Rows:
     rows, first, network = [], None, metric_of(groups).removeprefix("fd_")
     for name, group in zip(_names(groups), groups, strict=True):
         distances = group.values(_NETWORK, "last", finished=True)
-        if not distances or "gan.vkd" not in group.config:
+        if not distances:
             folder = next(iter(group.runs.values())).folder
             raise UserError(f"{folder} has no finished generator: name runs of method=gan")
         first = distances if first is None else first
@@ -124,7 +124,11 @@ def _names(groups):
 
     It is the setting, and where settings are equal, also the options that differ.
     """
-    names = ["gan.vkd" in group.config and _setting(group.config) for group in groups]
+    for group in groups:
+        if "gan.vkd" not in group.config:
+            folder = next(iter(group.runs.values())).folder
+            raise UserError(f"{folder} has no finished generator: name runs of method=gan")
+    names = [_setting(group.config) for group in groups]
     for name in {name for name in names if names.count(name) > 1}:
         indices = [i for i, other in enumerate(names) if other == name]
         details = label_settings([groups[i].config for i in indices])

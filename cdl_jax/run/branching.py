@@ -398,14 +398,14 @@ def _write_checkpoints(folder, run, parent, experiment, growth):
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir()
     initial = None if growth.is_none else experiment.initial_variables()[0]
-    tasks = [task for task in run.finished_tasks if task <= parent.task]
+    tasks, tasks_of_seeds = [task for task in run.finished_tasks if task <= parent.task], recorded_tasks(run)
     with (
         Checkpoints(run.folder, read_only=True) as source,
         Checkpoints(new, keep_tasks=experiment.config.checkpoint.keep_tasks) as target,
     ):
         for task in tasks:
             records = results.from_json(source.task_record(task))
-            for record, stream, recorded in zip(records, experiment.streams, recorded_tasks(run), strict=True):
+            for record, stream, recorded in zip(records, experiment.streams, tasks_of_seeds, strict=True):
                 record.parent = parent.to_json()
                 _forget_other_tasks(record, stream, recorded)
             mutable, frozen = run.stored_variables(task)

@@ -146,7 +146,8 @@ def find(run: "Run", on: str, num_seen: int) -> LabeledImages:
         labels = np.where(np.arange(len(names)) < len(class_names), np.arange(len(names)), -1)
     else:
         _check_names(on, names, class_names)
-        labels = np.array([class_names.index(name) if name in class_names else -1 for name in names], np.int64)
+        labels_by_name = {class_name: label for label, class_name in enumerate(class_names)}
+        labels = np.array([labels_by_name.get(class_name, -1) for class_name in names], np.int64)
     image_labels = labels[split.labels] if len(split) else np.zeros(0, np.int64)
     if not (image_labels >= 0).any():
         raise UserError(
@@ -197,7 +198,7 @@ def merge(path: Path, content: dict[str, Any]) -> dict[str, Any]:
     corrupted = earlier.pop("corruptions", {})
     if not _are_close(earlier, {key: value for key, value in content.items() if key != "corruptions"}):
         logging.getLogger("cdl_jax").warning(
-            "%s has other numbers without corruptions: it is replaced with its corruptions", path
+            "%s: numbers without corruptions differ, so it is replaced and its corruptions are lost", path
         )
         return content
     names = [*corrupted, *(name for name in content["corruptions"] if name not in corrupted)]

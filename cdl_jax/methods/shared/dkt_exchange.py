@@ -110,8 +110,8 @@ class Exchange:
         options, state, count = self.options, variables["exchange"], len(self.names)
         begins = {"steps": True, "epochs": context.step == 0, "tasks": (context.step == 0) & (context.epoch == 0)}
         unit = options.exchange_unit
-        count_of_unit = context.task if unit == "tasks" else state["begun"][unit]  # a task may have several phases
-        due = begins[unit] & (count_of_unit % options.exchange_interval == 0)
+        begun = context.task if unit == "tasks" else state["begun"][unit]  # a task may have several phases
+        due = begins[unit] & (begun % options.exchange_interval == 0)
         active = self.active(context.task)
         participates = jax.random.uniform(jax.random.fold_in(context.key, 1), (count,)) < options.participation
         sends = due & active & participates
